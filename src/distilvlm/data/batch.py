@@ -1,0 +1,66 @@
+"""The one object between data and losses. It names every row set once; a loss never shifts or masks again.
+
+A *row* is a flat position: `sample * length + position`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a position without a text target (the convention of torch's and transformers' cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """Where a sample comes from, for messages and the quarantine file."""
+
+    source: str  # name in the recipe's `data`
+    file: str
+    row: int  # 0-based row of the file
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch, right-padded.
+
+    `placeholder_rows` are all positions that receive a projected vision feature, in the order of `pictures`; registers
+    of a tower are among them where the stock class cannot drop them. `visual_rows` are the picture's own tokens among
+    them, which the visual terms use (not shifted). `response_rows` are the positions whose *next* token is supervised
+    (already shifted), `response_targets` those next tokens.
+    """
+
+    input_ids: Tensor  # [samples, length] int64; under a placeholder stands an id that is safe to embed
+    attention_mask: Tensor  # [samples, length] int64, 1 = real
+    placeholder_rows: Tensor  # [pictures * placeholders] int64
+    visual_rows: Tensor  # [visual] int64
+    response_rows: Tensor  # [responses] int64
+    response_targets: Tensor  # [responses] int64
+    weights: Tensor  # [samples] float32: 1, or 0 for a stand-in of a row that could not be read
+    pictures: Tensor | None  # [pictures, 3, size, size] uint8 canvases; None without pictures or with kept features
+    features: Tensor | None  # [pictures, placeholders, d_vision] kept features of the frozen tower
+    keys: tuple[SampleKey, ...]  # one per sample
+
+    @property
+    def samples(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def has_pictures(self) -> bool:
+        return self.placeholder_rows.numel() > 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)

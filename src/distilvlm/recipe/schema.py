@@ -1,0 +1,230 @@
+"""What a run is: a recipe is a list of stages, and a stage is
+*transform the student → choose what trains → train it against targets*.
+
+Every section of a recipe file is one class here. Unknown keys are refused. A default is a published value or says whose
+it is. Nothing here imports torch, so a recipe can be read, checked and printed anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class VisionSpec(Section):
+    """The vision tower: any transformers ViT with patch tokens (CLIP, SigLIP, DINOv2, ...)."""
+
+    source: str | None = Field(None, alias="from", description="directory or hub id of the pretrained encoder")
+    config: dict[str, Any] | None = Field(None, description="architecture of a randomly initialised encoder instead")
+    size: int | None = Field(None, gt=0, description="picture side in pixels; default: the checkpoint's own")
+    layer: int = Field(-2, description="hidden state that is read; -2 is LLaVA's (output of the last but one block)")
+    select: Literal["patches", "default", "full"] = Field(
+        "patches",
+        description="'patches': every real patch and nothing else where the stock class can do so. 'default' / 'full': "
+        "LLaVA's own strategies; 'default' drops index 0 even of a tower without CLS (the published 728 of 729)",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> VisionSpec:
+        if (self.source is None) == (self.config is None):
+            raise ValueError("give exactly one of 'from' (pretrained) and 'config' (random initialisation)")
+        return self
+
+
+class LanguageSpec(Section):
+    """The language model: any causal LM whose stock class LLaVA can hold (Llama/SmolLM2, Qwen2, Qwen3, ...)."""
+
+    source: str | None = Field(None, alias="from", description="directory or hub id of the pretrained language model")
+    config: dict[str, Any] | None = Field(None, description="architecture of a randomly initialised language model")
+    tokenizer: str | None = Field(None, description="directory or hub id; default: the language model's own")
+    layers: int | list[int] | None = Field(
+        None, description="cut to these layers; a number N keeps N evenly spaced ones, first and last included"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> LanguageSpec:
+        if (self.source is None) == (self.config is None):
+            raise ValueError("give exactly one of 'from' (pretrained) and 'config' (random initialisation)")
+        if self.source is None and self.tokenizer is None:
+            raise ValueError("a language model made from 'config' needs 'tokenizer'")
+        return self
+
+
+class ProjectorSpec(Section):
+    """LLaVA-1.5's two-layer MLP between the vision encoder and the language model."""
+
+    activation: str = "gelu"
+    init_std: float = Field(0.02, gt=0, description="LLaVA-1.5 / TinyLLaVA Factory initialise with N(0, 0.02), bias 0")
+
+
+class ModelSpec(Section):
+    """A vision-language model: an existing LLaVA-style checkpoint (`from`), or one composed of parts."""
+
+    source: str | None = Field(None, alias="from", description="directory or hub id of a LLaVA-style checkpoint")
+    vision: VisionSpec | None = None
+    language: LanguageSpec | None = None
+    projector: ProjectorSpec = ProjectorSpec()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSpec:
+        composed = self.vision is not None and self.language is not None
+        if (self.source is None) != composed or (self.source and (self.vision or self.language)):
+            raise ValueError("give either 'from' (a whole checkpoint) or both 'vision' and 'language' (composed)")
+        return self
+
+
+class TeacherSpec(ModelSpec):
+    """A teacher is a model that gives targets; it never trains."""
+
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="what its weights are held in")
+    device: str | None = Field(None, description="'cpu', 'cuda:1', ...; default: the student's device")
+
+
+class Augmentation(Section):
+    """Random changes of training pictures; a pure function of (seed, epoch, index) per sample."""
+
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    crop: float = Field(1.0, gt=0, le=1, description="smallest share of the picture's area that a random crop keeps")
+    brightness: float = Field(0.0, ge=0, lt=1, description="brightness factor is drawn from 1 ± this")
+
+
+class PictureSpec(Section):
+    """One geometry makes one canvas per picture, which every tower sees."""
+
+    geometry: Literal["square", "pad", "crop"] = Field(
+        "square", description="square: resize both sides (LLaVA-KD); pad: to a square first (LLaVA-1.5); crop: centre"
+    )
+    augment: Augmentation | None = None
+    features: str | None = Field(
+        None, description="directory where features of a frozen tower are kept, computed once per picture"
+    )
+
+
+class SourceSpec(Section):
+    """One data source: LLaVA JSON/JSONL or OpenAI-style messages."""
+
+    path: str
+    images: str | None = Field(None, description="directory that picture paths are relative to; default: the file's")
+    format: Literal["auto", "llava", "messages"] = "auto"
+    template: Literal["chat", "vicuna", "plain"] = Field(
+        "chat", description="chat: the model's own; vicuna: LLaVA-1.5's v1 conversation; plain: picture then caption"
+    )
+    rows: int | None = Field(None, gt=0, description="number of rows the file must have; plan uses it without the file")
+    take: int | None = Field(None, gt=0, description="use only the first so many rows")
+
+
+class LossSpec(Section):
+    """Weights of a stage's loss terms; 0 leaves a term out."""
+
+    text: float = Field(1.0, ge=0, description="cross-entropy of response tokens")
+    response: float = Field(0.0, ge=0, description="KL(teacher ‖ student) on response rows")
+    visual: float = Field(0.0, ge=0, description="KL(teacher ‖ student) on visual rows")
+    relation: float = Field(0.0, ge=0, description="1 − cosine of the visual tokens' relation matrices")
+    temperature: float = Field(1.0, gt=0, description="of the divergences; no τ² factor (LLaVA-KD's code)")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossSpec:
+        if not (self.text or self.response or self.visual or self.relation):
+            raise ValueError("every loss weight is 0: the stage would learn nothing")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.response or self.visual or self.relation)
+
+
+class OptimSpec(Section):
+    """AdamW and its schedule. Defaults are LLaVA-KD's (specification §3)."""
+
+    lr: float = Field(gt=0)
+    rates: dict[str, float] = Field({}, description="another rate for a part, e.g. {projector: 2e-5}")
+    batch: int = Field(gt=0, description="samples per update, over all processes and accumulation steps")
+    epochs: float | None = Field(None, gt=0, description="passes over the data; give this or 'updates'")
+    updates: int | None = Field(None, gt=0, description="number of optimiser updates")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the updates with a rising rate")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; default: no clipping")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> OptimSpec:
+        if (self.epochs is None) == (self.updates is None):
+            raise ValueError("give exactly one of 'epochs' and 'updates'")
+        return self
+
+
+class Reset(Section):
+    """Put parts of the student back to the weights they had before the first stage (LLaVA-KD's fine-tuning does)."""
+
+    do: Literal["reset"]
+    parts: list[str] = Field(min_length=1)
+
+
+Transform = Annotated[Reset, Field(discriminator="do")]
+"""What a stage may do to the student before it trains. A new method adds a class here and its code in `models/`."""
+
+
+class StageSpec(Section):
+    """One stage: transform the student → choose what trains → train it against targets."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    transform: list[Reset] = []
+    train: list[str] = Field(min_length=1, description="parts that train: projector, language, vision, ...")
+    data: list[str] = Field(min_length=1, description="names of data sources")
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec
+    order: Literal["random", "grouped"] = Field(
+        "random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
+    )
+    max_length: int = Field(2048, gt=0, description="positions, visual tokens included; longer rows are cut")
+
+
+class MachineSpec(Section):
+    """How the machine works; nothing here changes the objective, so it may differ between continuations."""
+
+    micro_batch: int = Field(1, gt=0, description="samples per forward and process")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast; what trains is held in fp32 in any case")
+    gradient_checkpointing: bool = False
+    workers: int = Field(0, ge=0, description="loader processes")
+    checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
+    keep: int = Field(2, gt=0, description="checkpoints kept while a stage runs")
+    on_bad_row: Literal["fatal", "quarantine"] = Field(
+        "fatal", description="a row that can't be used stops the run, or goes to quarantine.jsonl and is counted"
+    )
+    trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb, trackio, ...")
+
+
+class Recipe(Section):
+    """A recipe file after `extends`, overrides and its preset were applied."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str = ""
+    seed: int = Field(1234, ge=0, description="LLaVA-KD's scripts use 1234")
+    student: ModelSpec
+    teacher: TeacherSpec | None = None
+    pictures: PictureSpec = PictureSpec()
+    data: dict[str, SourceSpec] = Field(min_length=1)
+    stages: list[StageSpec] = Field(min_length=1)
+    machine: MachineSpec = MachineSpec()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ: {names}")
+        for stage in self.stages:
+            for source in stage.data:
+                if source not in self.data:
+                    raise ValueError(f"stage '{stage.name}' uses data '{source}', but 'data' has only {sorted(self.data)}")
+            if stage.loss.needs_teacher and self.teacher is None:
+                raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
+        return self
