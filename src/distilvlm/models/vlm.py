@@ -1,0 +1,61 @@
+"""A vision-language model as the package passes it around: a stock Llava, its tokenizer, and how its tower sees.
+
+Nobody outside `models/` needs a module path of Hugging Face's: `forward.py` runs the model, `parts.py` names its parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+"""The special token that stands for one vision feature. In raw text it marks a picture (LLaVA's convention)."""
+
+
+@dataclass(frozen=True)
+class VisionLayout:
+    """How the vision tower sees a picture and which of its tokens reach the language model.
+
+    `visual` covers the placeholders of ONE picture in their order; False is a register, which the stock class cannot
+    drop but which is never a visual row.
+    """
+
+    size: int  # picture side in pixels
+    patch: int  # patch side in pixels
+    placeholders: int  # tokens per picture in the language model's sequence
+    visual: tuple[bool, ...]  # [placeholders]
+    mean: tuple[float, float, float]  # of RGB in [0, 1]
+    std: tuple[float, float, float]
+    select: Literal["default", "full"]  # the stock class's strategy: 'default' drops index 0
+    layer: int  # index into the tower's hidden states, negative from the end
+
+    def __post_init__(self) -> None:
+        if len(self.visual) != self.placeholders:
+            raise ValueError(f"the visual mask has {len(self.visual)} entries for {self.placeholders} placeholders")
+
+
+@dataclass
+class VLM:
+    """A stock `LlavaForConditionalGeneration` and what is needed to feed it.
+
+    The tokenizer holds `<image>` as a special token with id `image_id`. That id is a spare row of the embedding where
+    there is one; otherwise it is `embedding_rows`, one past the end: such an id is never embedded (`Batch.input_ids`
+    carry a safe id under placeholders), and only `save` adds a row for it.
+    """
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase | None  # None only on the meta device, where a plan may lack the files
+    layout: VisionLayout
+    image_id: int
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the input embedding; ids from here on cannot be embedded."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def image_id_is_virtual(self) -> bool:
+        """True where `<image>` has no row, so `save` must add one."""
+        return self.image_id >= self.embedding_rows
