@@ -1,0 +1,178 @@
+"""Files and directories that are either whole or not there, whatever kills the process that writes them.
+
+A file or directory is built beside its place under a name that starts with `.partial-`, forced to the disk (fsync)
+and renamed. A directory also carries `manifest.json`, written last, with the size and SHA-256 of every file in it, so
+that a reader can tell a whole one from one that lost something later. What a killed process leaves behind is
+recognisable by name; `sweep` clears it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+REPLACED = ".replaced-"
+"""Prefix of a directory that stepped aside for its successor: put back by `sweep` if that one never arrived."""
+
+
+def write_whole(path: str | Path, content: bytes | Callable[[Path], object]) -> None:
+    """Write a file so that at any moment `path` is the old file or the new one, never a part.
+
+    `content` is the bytes, or a function that writes the file whose path it is given (which ends in the same name).
+    """
+    path = Path(path).absolute()
+    _make(path.parent)
+    partial = _beside(path)
+    try:
+        if isinstance(content, bytes):
+            partial.write_bytes(content)
+        else:
+            content(partial)
+        _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def directory_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Give an empty directory to write into; when the block ends, it becomes `path`, with its manifest.
+
+    A block that raises leaves nothing. An existing `path` is refused, or replaced if `replace`.
+    """
+    path = Path(path).absolute()
+    _restore(path)
+    if os.path.lexists(path) and not replace:
+        raise FileExistsError(f"{path} is there already: choose another directory or remove it")
+    _make(path.parent)
+    partial = _beside(path)
+    partial.mkdir()  # not mkdtemp: the result has the permissions of the user's umask
+    try:
+        yield partial
+        manifest(partial)
+        for folder, _, names in os.walk(partial, topdown=False):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        aside = path.with_name(REPLACED + path.name)
+        if os.path.lexists(path):
+            path.replace(aside)
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        _restore(path)
+        raise
+    _sync(path.parent)
+    _remove(aside)
+
+
+def manifest(directory: str | Path) -> None:
+    """Write `manifest.json`: size in bytes and SHA-256 of every other file below `directory`."""
+    directory = Path(directory)
+    files = {
+        file.relative_to(directory).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file != directory / MANIFEST
+    }
+    write_whole(directory / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1).encode())
+
+
+def verify(directory: str | Path, contents: bool = True) -> list[str]:
+    """What is wrong with a directory, one line per file; an empty list if it is whole.
+
+    Files that the manifest does not name are nobody's business here. `contents=False` compares sizes only.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        return [f"{directory}: no such directory"]
+    try:
+        expected = json.loads((directory / MANIFEST).read_bytes())["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in expected.items()}
+    except FileNotFoundError:
+        return [f"{directory / MANIFEST}: missing, so the directory was never finished"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{directory / MANIFEST}: unreadable"]
+    problems: list[str] = []
+    for name, (size, digest) in expected.items():
+        file = directory / name
+        if not file.is_file():
+            problems.append(f"{file}: missing")
+        elif file.stat().st_size != size:
+            problems.append(f"{file}: {file.stat().st_size} bytes, the manifest says {size}")
+        elif contents and sha256(file) != digest:
+            problems.append(f"{file}: its content is not what was written")
+    return problems
+
+
+def sweep(directory: str | Path) -> list[str]:
+    """Clear what killed processes left in `directory`, which no other process may be writing into; returns names."""
+    swept: list[str] = []
+    for entry in sorted(Path(directory).iterdir()) if Path(directory).is_dir() else []:
+        if entry.name.startswith(REPLACED):
+            swept.append(entry.name)
+            _restore(entry.with_name(entry.name.removeprefix(REPLACED)))
+        elif entry.name.startswith(PARTIAL):
+            swept.append(entry.name)
+            _remove(entry)
+    if swept:
+        logger.info("%s: cleared what an interrupted process left: %s", directory, ", ".join(swept))
+    return swept
+
+
+def sha256(file: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name}")
+
+
+def _restore(path: Path) -> None:
+    """Finish a replacement that was cut between its two renames: the old directory back, or away if the new is in."""
+    aside = path.with_name(REPLACED + path.name)
+    if not os.path.lexists(aside):
+        return
+    if os.path.lexists(path):
+        _remove(aside)
+    else:
+        aside.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        # Renamed first: a removal cut halfway must not look like a directory that only stepped aside.
+        doomed = path if path.name.startswith(PARTIAL) else path.rename(_beside(path))
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make(directory: Path) -> None:
+    """mkdir -p whose new entries are on the disk."""
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(exist_ok=True)
+        _sync(directory.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
