@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
@@ -53,7 +54,9 @@ class VLM:
     @property
     def embedding_rows(self) -> int:
         """Rows of the input embedding; ids from here on cannot be embedded."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0]
 
     @property
     def image_id_is_virtual(self) -> bool:
