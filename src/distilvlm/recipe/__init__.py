@@ -1,0 +1,46 @@
+"""What a run IS. Read `schema.py` first: a recipe file has its sections, a section its fields and defaults."""
+
+from distilvlm.recipe.dump import differences, dump_recipe
+from distilvlm.recipe.errors import RecipeError
+from distilvlm.recipe.load import load_recipe
+from distilvlm.recipe.schema import (
+    Augmentation,
+    LanguageSpec,
+    LossSpec,
+    MachineSpec,
+    ModelSpec,
+    OptimSpec,
+    PictureSpec,
+    ProjectorSpec,
+    Recipe,
+    Reset,
+    Section,
+    SourceSpec,
+    StageSpec,
+    TeacherSpec,
+    Transform,
+    VisionSpec,
+)
+
+__all__ = [
+    "Augmentation",
+    "LanguageSpec",
+    "LossSpec",
+    "MachineSpec",
+    "ModelSpec",
+    "OptimSpec",
+    "PictureSpec",
+    "ProjectorSpec",
+    "Recipe",
+    "RecipeError",
+    "Reset",
+    "Section",
+    "SourceSpec",
+    "StageSpec",
+    "TeacherSpec",
+    "Transform",
+    "VisionSpec",
+    "differences",
+    "dump_recipe",
+    "load_recipe",
+]

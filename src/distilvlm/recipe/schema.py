@@ -21,12 +21,16 @@ class Section(BaseModel):
 class VisionSpec(Section):
     """The vision tower: any transformers ViT with patch tokens (CLIP, SigLIP, DINOv2, ...)."""
 
-    source: str | None = Field(None, alias="from", description="directory or hub id of the pretrained encoder")
-    config: dict[str, Any] | None = Field(None, description="architecture of a randomly initialised encoder instead")
-    size: int | None = Field(None, gt=0, description="picture side in pixels; default: the checkpoint's own")
-    layer: int = Field(-2, description="hidden state that is read; -2 is LLaVA's (output of the last but one block)")
+    source: str | None = Field(default=None, alias="from", description="directory or hub id of the pretrained encoder")
+    config: dict[str, Any] | None = Field(
+        default=None, description="architecture of a randomly initialised encoder instead"
+    )
+    size: int | None = Field(default=None, gt=0, description="picture side in pixels; default: the checkpoint's own")
+    layer: int = Field(
+        default=-2, description="hidden state that is read; -2 is LLaVA's (output of the last but one block)"
+    )
     select: Literal["patches", "default", "full"] = Field(
-        "patches",
+        default="patches",
         description="'patches': every real patch and nothing else where the stock class can do so. 'default' / 'full': "
         "LLaVA's own strategies; 'default' drops index 0 even of a tower without CLS (the published 728 of 729)",
     )
@@ -41,11 +45,15 @@ class VisionSpec(Section):
 class LanguageSpec(Section):
     """The language model: any causal LM whose stock class LLaVA can hold (Llama/SmolLM2, Qwen2, Qwen3, ...)."""
 
-    source: str | None = Field(None, alias="from", description="directory or hub id of the pretrained language model")
-    config: dict[str, Any] | None = Field(None, description="architecture of a randomly initialised language model")
-    tokenizer: str | None = Field(None, description="directory or hub id; default: the language model's own")
+    source: str | None = Field(
+        default=None, alias="from", description="directory or hub id of the pretrained language model"
+    )
+    config: dict[str, Any] | None = Field(
+        default=None, description="architecture of a randomly initialised language model"
+    )
+    tokenizer: str | None = Field(default=None, description="directory or hub id; default: the language model's own")
     layers: int | list[int] | None = Field(
-        None, description="cut to these layers; a number N keeps N evenly spaced ones, first and last included"
+        default=None, description="cut to these layers; a number N keeps N evenly spaced ones, first and last included"
     )
 
     @model_validator(mode="after")
@@ -61,13 +69,17 @@ class ProjectorSpec(Section):
     """LLaVA-1.5's two-layer MLP between the vision encoder and the language model."""
 
     activation: str = "gelu"
-    init_std: float = Field(0.02, gt=0, description="LLaVA-1.5 / TinyLLaVA Factory initialise with N(0, 0.02), bias 0")
+    init_std: float = Field(
+        default=0.02, gt=0, description="LLaVA-1.5 / TinyLLaVA Factory initialise with N(0, 0.02), bias 0"
+    )
 
 
 class ModelSpec(Section):
     """A vision-language model: an existing LLaVA-style checkpoint (`from`), or one composed of parts."""
 
-    source: str | None = Field(None, alias="from", description="directory or hub id of a LLaVA-style checkpoint")
+    source: str | None = Field(
+        default=None, alias="from", description="directory or hub id of a LLaVA-style checkpoint"
+    )
     vision: VisionSpec | None = None
     language: LanguageSpec | None = None
     projector: ProjectorSpec = ProjectorSpec()
@@ -83,27 +95,30 @@ class ModelSpec(Section):
 class TeacherSpec(ModelSpec):
     """A teacher is a model that gives targets; it never trains."""
 
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="what its weights are held in")
-    device: str | None = Field(None, description="'cpu', 'cuda:1', ...; default: the student's device")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="what its weights are held in")
+    device: str | None = Field(default=None, description="'cpu', 'cuda:1', ...; default: the student's device")
 
 
 class Augmentation(Section):
     """Random changes of training pictures; a pure function of (seed, epoch, index) per sample."""
 
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
-    crop: float = Field(1.0, gt=0, le=1, description="smallest share of the picture's area that a random crop keeps")
-    brightness: float = Field(0.0, ge=0, lt=1, description="brightness factor is drawn from 1 ± this")
+    flip: float = Field(default=0.0, ge=0, le=1, description="probability of a horizontal flip")
+    crop: float = Field(
+        default=1.0, gt=0, le=1, description="smallest share of the picture's area that a random crop keeps"
+    )
+    brightness: float = Field(default=0.0, ge=0, lt=1, description="brightness factor is drawn from 1 ± this")
 
 
 class PictureSpec(Section):
     """One geometry makes one canvas per picture, which every tower sees."""
 
     geometry: Literal["square", "pad", "crop"] = Field(
-        "square", description="square: resize both sides (LLaVA-KD); pad: to a square first (LLaVA-1.5); crop: centre"
+        default="square",
+        description="square: resize both sides (LLaVA-KD); pad: to a square first (LLaVA-1.5); crop: centre",
     )
     augment: Augmentation | None = None
     features: str | None = Field(
-        None, description="directory where features of a frozen tower are kept, computed once per picture"
+        default=None, description="directory where features of a frozen tower are kept, computed once per picture"
     )
 
 
@@ -111,23 +126,28 @@ class SourceSpec(Section):
     """One data source: LLaVA JSON/JSONL or OpenAI-style messages."""
 
     path: str
-    images: str | None = Field(None, description="directory that picture paths are relative to; default: the file's")
+    images: str | None = Field(
+        default=None, description="directory that picture paths are relative to; default: the file's"
+    )
     format: Literal["auto", "llava", "messages"] = "auto"
     template: Literal["chat", "vicuna", "plain"] = Field(
-        "chat", description="chat: the model's own; vicuna: LLaVA-1.5's v1 conversation; plain: picture then caption"
+        default="chat",
+        description="chat: the model's own; vicuna: LLaVA-1.5's v1 conversation; plain: picture then caption",
     )
-    rows: int | None = Field(None, gt=0, description="number of rows the file must have; plan uses it without the file")
-    take: int | None = Field(None, gt=0, description="use only the first so many rows")
+    rows: int | None = Field(
+        default=None, gt=0, description="number of rows the file must have; plan uses it without the file"
+    )
+    take: int | None = Field(default=None, gt=0, description="use only the first so many rows")
 
 
 class LossSpec(Section):
     """Weights of a stage's loss terms; 0 leaves a term out."""
 
-    text: float = Field(1.0, ge=0, description="cross-entropy of response tokens")
-    response: float = Field(0.0, ge=0, description="KL(teacher ‖ student) on response rows")
-    visual: float = Field(0.0, ge=0, description="KL(teacher ‖ student) on visual rows")
-    relation: float = Field(0.0, ge=0, description="1 − cosine of the visual tokens' relation matrices")
-    temperature: float = Field(1.0, gt=0, description="of the divergences; no τ² factor (LLaVA-KD's code)")
+    text: float = Field(default=1.0, ge=0, description="cross-entropy of response tokens")
+    response: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on response rows")
+    visual: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on visual rows")
+    relation: float = Field(default=0.0, ge=0, description="1 − cosine of the visual tokens' relation matrices")
+    temperature: float = Field(default=1.0, gt=0, description="of the divergences; no τ² factor (LLaVA-KD's code)")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
@@ -144,16 +164,16 @@ class OptimSpec(Section):
     """AdamW and its schedule. Defaults are LLaVA-KD's (specification §3)."""
 
     lr: float = Field(gt=0)
-    rates: dict[str, float] = Field({}, description="another rate for a part, e.g. {projector: 2e-5}")
+    rates: dict[str, float] = Field(default={}, description="another rate for a part, e.g. {projector: 2e-5}")
     batch: int = Field(gt=0, description="samples per update, over all processes and accumulation steps")
-    epochs: float | None = Field(None, gt=0, description="passes over the data; give this or 'updates'")
-    updates: int | None = Field(None, gt=0, description="number of optimiser updates")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the data; give this or 'updates'")
+    updates: int | None = Field(default=None, gt=0, description="number of optimiser updates")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the updates with a rising rate")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the updates with a rising rate")
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; default: no clipping")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float | None = Field(default=None, gt=0, description="largest gradient norm; default: no clipping")
 
     @model_validator(mode="after")
     def _one_length(self) -> OptimSpec:
@@ -183,24 +203,27 @@ class StageSpec(Section):
     loss: LossSpec = LossSpec()
     optim: OptimSpec
     order: Literal["random", "grouped"] = Field(
-        "random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
+        default="random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
     )
-    max_length: int = Field(2048, gt=0, description="positions, visual tokens included; longer rows are cut")
+    max_length: int = Field(default=2048, gt=0, description="positions, visual tokens included; longer rows are cut")
 
 
 class MachineSpec(Section):
     """How the machine works; nothing here changes the objective, so it may differ between continuations."""
 
-    micro_batch: int = Field(1, gt=0, description="samples per forward and process")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="autocast; what trains is held in fp32 in any case")
-    gradient_checkpointing: bool = False
-    workers: int = Field(0, ge=0, description="loader processes")
-    checkpoint_every: int = Field(500, gt=0, description="updates between checkpoints")
-    keep: int = Field(2, gt=0, description="checkpoints kept while a stage runs")
-    on_bad_row: Literal["fatal", "quarantine"] = Field(
-        "fatal", description="a row that can't be used stops the run, or goes to quarantine.jsonl and is counted"
+    micro_batch: int = Field(default=1, gt=0, description="samples per forward and process")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="autocast; what trains is held in fp32 in any case"
     )
-    trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb, trackio, ...")
+    gradient_checkpointing: bool = False
+    workers: int = Field(default=0, ge=0, description="loader processes")
+    checkpoint_every: int = Field(default=500, gt=0, description="updates between checkpoints")
+    keep: int = Field(default=2, gt=0, description="checkpoints kept while a stage runs")
+    on_bad_row: Literal["fatal", "quarantine"] = Field(
+        default="fatal",
+        description="a row that can't be used stops the run, or goes to quarantine.jsonl and is counted",
+    )
+    trackers: list[str] = Field(default=[], description="accelerate's trackers: tensorboard, wandb, trackio, ...")
 
 
 class Recipe(Section):
@@ -208,7 +231,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
-    seed: int = Field(1234, ge=0, description="LLaVA-KD's scripts use 1234")
+    seed: int = Field(default=1234, ge=0, description="LLaVA-KD's scripts use 1234")
     student: ModelSpec
     teacher: TeacherSpec | None = None
     pictures: PictureSpec = PictureSpec()
@@ -224,7 +247,9 @@ class Recipe(Section):
         for stage in self.stages:
             for source in stage.data:
                 if source not in self.data:
-                    raise ValueError(f"stage '{stage.name}' uses data '{source}', but 'data' has only {sorted(self.data)}")
+                    raise ValueError(
+                        f"stage '{stage.name}' uses data '{source}', but 'data' has only {sorted(self.data)}"
+                    )
             if stage.loss.needs_teacher and self.teacher is None:
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
         return self
