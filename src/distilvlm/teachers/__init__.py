@@ -1,0 +1,6 @@
+"""Where a stage's targets come from. Today: a teacher in this process (`local`)."""
+
+from .interface import Targets, Teacher, TeacherRefused
+from .local import LocalTeacher
+
+__all__ = ["LocalTeacher", "Targets", "Teacher", "TeacherRefused"]

@@ -1,0 +1,1 @@
+"""Executing recipes: the run directory, continuing, events, the plan."""

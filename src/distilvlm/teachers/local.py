@@ -1,0 +1,116 @@
+"""A teacher in this process: a frozen vision-language model, on the student's device or on one of its own."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from distilvlm.data.batch import Batch
+from distilvlm.models import forward
+from distilvlm.models.fingerprint import fingerprint
+from distilvlm.models.vlm import VLM
+
+from .interface import Targets, TeacherRefused
+
+logger = logging.getLogger(__name__)
+
+
+class LocalTeacher:
+    """Exact targets: final-normed hidden states of the rows that the terms ask for.
+
+    Args:
+        vlm: the teacher; it is frozen and put into evaluation mode.
+        student: the student it teaches; the two must share a tokenizer and the number of visual tokens.
+        device: where the teacher runs; its targets are brought to `student_device`.
+        share_vision: let the student's vision tower serve both if it has the same weights. Only for a student whose
+            tower never trains.
+
+    Raises:
+        TeacherRefused: the two cannot be compared row by row.
+    """
+
+    provides = frozenset({"teacher.hidden"})
+
+    def __init__(
+        self, vlm: VLM, student: VLM, device: torch.device, student_device: torch.device, share_vision: bool
+    ) -> None:
+        _require_same_tokenizer(vlm, student)
+        _require_same_visual_tokens(vlm, student)
+        self.shares_vision = share_vision and _same_tower(vlm, student)
+        if self.shares_vision:
+            # Same weights, so keep them once; the student's tower then serves both.
+            vlm.model.model.vision_tower = student.model.model.vision_tower
+            logger.info("teacher and student share one vision tower: it runs once per picture")
+        self.vlm = vlm
+        self.device = device
+        self.student_device = student_device
+        vlm.model.requires_grad_(False).eval().to(device)
+
+    @property
+    def head(self) -> Tensor:
+        return forward.head_weight(self.vlm.model)  # [vocab_teacher, d_teacher]
+
+    @torch.no_grad()
+    def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
+        model, layout = self.vlm.model, self.vlm.layout
+        batch = batch.to(self.device)
+        if batch.has_pictures:
+            if features is not None:
+                features = features.to(self.device)
+            elif batch.pictures is not None:
+                features = forward.vision_features(model, layout, batch.pictures)
+            else:
+                raise TeacherRefused(
+                    "kept vision features are the student's, and this teacher has another vision tower: "
+                    "remove 'pictures.features'"
+                )
+        hidden = forward.hidden_states(model, layout, batch, features)  # [samples, length, d_teacher]
+        hidden = hidden.flatten(0, 1)[rows.to(self.device)]  # [rows, d_teacher]
+        return Targets(hidden.to(self.student_device), self.head.to(self.student_device))
+
+
+def _require_same_tokenizer(teacher: VLM, student: VLM) -> None:
+    """Both must give every id the same meaning; padding rows at the end may differ in number."""
+    if teacher.tokenizer is None or student.tokenizer is None:
+        raise TeacherRefused("teacher and student need their tokenizers")
+    ours, theirs = _meanings(student), _meanings(teacher)
+    if ours == theirs:
+        return
+    differing = sorted(id for id in ours.keys() | theirs.keys() if ours.get(id) != theirs.get(id))
+    first = differing[0]
+    raise TeacherRefused(
+        f"teacher and student have different tokenizers: {len(differing)} ids differ, the first is {first} "
+        f"(student {ours.get(first)!r}, teacher {theirs.get(first)!r}). Response and visual divergences compare "
+        "probabilities id by id: choose a student of the teacher's family, or set their weights to 0"
+    )
+
+
+def _meanings(vlm: VLM) -> dict[int, str]:
+    """id -> token, without `<image>`, whose id is a placeholder's and may differ between the two."""
+    assert vlm.tokenizer is not None
+    return {id: token for token, id in vlm.tokenizer.get_vocab().items() if id != vlm.image_id}
+
+
+def _require_same_visual_tokens(teacher: VLM, student: VLM) -> None:
+    if teacher.layout.visual != student.layout.visual:
+        raise TeacherRefused(
+            f"one picture is {teacher.layout.placeholders} tokens ({sum(teacher.layout.visual)} visual) for the "
+            f"teacher and {student.layout.placeholders} ({sum(student.layout.visual)} visual) for the student: the "
+            "rows cannot be paired. Give both the same vision encoder, size and 'select'"
+        )
+    if teacher.layout.size != student.layout.size:
+        raise TeacherRefused(
+            f"the teacher sees pictures of {teacher.layout.size} px and the student of {student.layout.size} px: "
+            "both are fed one canvas, so set the same vision 'size'"
+        )
+
+
+def _same_tower(teacher: VLM, student: VLM) -> bool:
+    if teacher.layout != student.layout:
+        return False
+    towers = [vlm.model.model.vision_tower for vlm in (teacher, student)]
+    if towers[0].config.to_diff_dict() != towers[1].config.to_diff_dict():
+        return False
+    return fingerprint(towers[0], frozenset()) == fingerprint(towers[1], frozenset())
