@@ -151,9 +151,18 @@ def test_an_existing_directory_is_refused_unless_replaced(tmp_path):
 
 
 def test_the_permissions_are_the_umask_s(tmp_path):
-    write_new(tmp_path / "model")
+    def private(path):
+        path.write_bytes(b"")
+        path.chmod(0o600)
+
     (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "file").touch()
+    with directory_whole(tmp_path / "model") as building:
+        private(building / "file")
+    write_whole(tmp_path / "file", private)
     assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    for file in (tmp_path / "model" / "file", tmp_path / "model" / files.MANIFEST, tmp_path / "file"):
+        assert file.stat().st_mode == (tmp_path / "plain" / "file").stat().st_mode
 
 
 @pytest.mark.parametrize("contents", [True, False])

@@ -76,7 +76,7 @@ def test_an_excluded_weight_does_not_count_nor_does_what_is_tied_to_it():
 
 
 def test_a_name_that_is_not_there_and_a_model_without_values_are_refused():
-    with pytest.raises(ValueError, match="embed.wieght"):
+    with pytest.raises(ValueError, match="named embed"):
         fingerprint(model(), exclude={"embed.wieght"})
     with pytest.raises(ValueError, match="meta device"):
         fingerprint(nn.Linear(2, 2, device="meta"))

@@ -35,10 +35,13 @@ def write_whole(path: str | Path, content: bytes | Callable[[Path], object]) -> 
     _make(path.parent)
     partial = _beside(path)
     try:
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         if isinstance(content, bytes):
             partial.write_bytes(content)
         else:
             content(partial)
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
         _sync(partial)
         partial.replace(path)
     except BaseException:
@@ -65,6 +68,7 @@ def directory_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
         manifest(partial)
         for folder, _, names in os.walk(partial, topdown=False):
             for name in names:
+                Path(folder, name).chmod(partial.stat().st_mode & 0o666)
                 _sync(Path(folder, name))
             _sync(Path(folder))
         aside = path.with_name(REPLACED + path.name)

@@ -38,7 +38,7 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.reshape(-1)
         for piece in flat.split(max(1, PIECE // tensor.element_size())):
-            digest.update(memoryview(piece.cpu().contiguous().view(torch.uint8).numpy()))
+            digest.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
