@@ -1,0 +1,124 @@
+"""Running a VLM to hidden states: never to logits, which the loss terms build in chunks of the rows they need.
+
+Equal to stock `LlavaForConditionalGeneration` on the same batch, but for the positions of the pictures, which come from
+the batch and not from an id: under a placeholder stands an id that is safe to embed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from .vlm import VisionLayout
+
+
+class Rows(Protocol):
+    """What the language model needs of a batch."""
+
+    @property
+    def input_ids(self) -> Tensor: ...  # [samples, length] int64, all safe to embed
+    @property
+    def attention_mask(self) -> Tensor: ...  # [samples, length] int64, 1 = real, right-padded
+    @property
+    def placeholder_rows(self) -> Tensor: ...  # [pictures * placeholders] flat positions, in the order of the pictures
+
+
+def pixel_values(layout: VisionLayout, pictures: Tensor) -> Tensor:
+    """Canvases as the tower wants them: uint8 [pictures, 3, size, size] → float32, normalised."""
+    if pictures.dtype != torch.uint8 or tuple(pictures.shape[1:]) != (3, layout.size, layout.size):
+        raise ValueError(
+            f"pictures are {list(pictures.shape)} {pictures.dtype}, the tower takes [pictures, 3, {layout.size}, "
+            f"{layout.size}] torch.uint8"
+        )
+    # Mean and deviation are scaled up instead of the pixels down: the order of the stock image processors, so the same
+    # bits as a finished model sees when it is used without us.
+    mean = torch.tensor(layout.mean, device=pictures.device).mul(255).view(3, 1, 1)
+    std = torch.tensor(layout.std, device=pictures.device).mul(255).view(3, 1, 1)
+    return (pictures.to(torch.float32) - mean) / std
+
+
+def vision_features(model: LlavaForConditionalGeneration, layout: VisionLayout, pictures: Tensor) -> Tensor:
+    """What the tower hands to the projector: uint8 [pictures, 3, size, size] → [pictures, placeholders, d_vision].
+
+    In the tower's dtype (or autocast's). A tower of which nothing trains runs without a graph and in evaluation mode.
+    """
+    tower = model.model.vision_tower
+    trains = any(parameter.requires_grad for parameter in tower.parameters())
+    if not trains and tower.training:
+        tower.eval()  # its features may be kept on disk, so they must not depend on dropout
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+        pixels = pixel_values(layout, pictures).to(tower.dtype)
+        output = tower(pixels, output_hidden_states=True, return_dict=True)
+        features: Tensor = output.hidden_states[layout.layer]
+    if layout.select == "default":
+        features = features[:, 1:]
+    if features.shape[1] != layout.placeholders:
+        raise ValueError(
+            f"the tower gave {features.shape[1]} tokens per picture, its layout says {layout.placeholders}"
+        )
+    return features
+
+
+def hidden_states(
+    model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
+) -> Tensor:
+    """Final-normed hidden states of the language model, [samples, length, d].
+
+    Args:
+        features: [pictures, placeholders, d_vision] from `vision_features` or from a store, for every picture of the
+            batch; None for a batch without pictures, which then touches neither tower nor projector.
+
+    Raises:
+        ValueError: features and placeholders of the batch differ in number.
+    """
+    embeddings: Tensor = model.get_input_embeddings()(batch.input_ids)  # [samples, length, d]
+    given = 0 if features is None else features.shape[0] * features.shape[1]
+    if given != batch.placeholder_rows.numel():
+        raise ValueError(
+            f"the batch has {batch.placeholder_rows.numel()} placeholders "
+            f"({layout.placeholders} per picture), but there are {given} vision features for them"
+        )
+    if features is not None and given:
+        projector = model.model.multi_modal_projector
+        projected = projector(features.to(projector.linear_1.weight.dtype))  # [pictures, placeholders, d]
+        flat = embeddings.flatten(0, 1)  # [samples * length, d]
+        flat = flat.index_copy(0, batch.placeholder_rows, projected.flatten(0, 1).to(flat.dtype))
+        embeddings = flat.view_as(embeddings)
+    output = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False, return_dict=True
+    )
+    return output.last_hidden_state
+
+
+def head_weight(model: LlavaForConditionalGeneration) -> Tensor:
+    """The output head's weight, [V, d]; where head and embedding are tied, the embedding itself."""
+    return model.lm_head.weight
+
+
+def idle_projector(model: LlavaForConditionalGeneration) -> Tensor:
+    """A zero, connected to every parameter that only pictures reach: the projector's, and the tower's if it trains.
+
+    Added to the loss of a batch without pictures, it gives those parameters a gradient of zeros, so that a
+    projector-only stage can differentiate and DDP does not wait for gradients that never come. The tower does not run.
+    """
+    first = model.model.multi_modal_projector.linear_1.weight
+    blank = torch.zeros(1, first.shape[1], dtype=first.dtype, device=first.device)
+    zero = model.model.multi_modal_projector(blank).sum() * 0.0
+    for parameter in model.model.vision_tower.parameters():
+        if parameter.requires_grad:
+            zero = zero + parameter.sum() * 0.0
+    return zero
+
+
+def enable_gradient_checkpointing(model: LlavaForConditionalGeneration) -> None:
+    """Keep only the blocks' inputs in training mode and compute the rest again when going backward.
+
+    Non-reentrant, because the frozen embeddings of a projector-only stage have no gradient to pass on.
+    """
+    name = "activation_checkpointing_enable"  # transformers ≥ 5.23; before that it was called gradient_…
+    enable: Callable[..., Any] = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

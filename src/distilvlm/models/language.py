@@ -1,0 +1,81 @@
+"""Cutting a language model to fewer layers, as a student's start."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def kept_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
+    """Which of `total` layers stay, ascending.
+
+    A number N keeps N evenly spaced ones, first and last included (1 keeps the first): the rounded i·(total-1)/(N-1).
+    A list is taken as it is. None keeps all.
+
+    Raises:
+        ValueError: more layers than there are, none, or indices that are out of range, repeated or out of order.
+    """
+    if layers is None:
+        return list(range(total))
+    if isinstance(layers, int):
+        if not 1 <= layers <= total:
+            raise ValueError(f"language.layers is {layers}, but the model has {total} layers to keep")
+        if layers == 1:
+            return [0]
+        return [(2 * i * (total - 1) + layers - 1) // (2 * (layers - 1)) for i in range(layers)]
+    chosen = list(layers)
+    if not chosen or min(chosen) < 0 or max(chosen) >= total:
+        raise ValueError(f"language.layers is {chosen}, but the model has layers 0 to {total - 1}")
+    if chosen != sorted(set(chosen)):
+        raise ValueError(f"language.layers is {chosen}: give every layer once, in ascending order")
+    return chosen
+
+
+def cut_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfig:
+    """A copy of a language model's configuration for the layers `kept` only."""
+    total = config.num_hidden_layers
+    config = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        # `layer_types` (full or sliding attention) and its kin: one entry per layer.
+        if (
+            isinstance(value, (list, tuple))
+            and len(value) == total
+            and name.startswith(("layer_", "layers_", "no_rope_"))
+        ):
+            setattr(config, name, [value[index] for index in kept])
+    config.num_hidden_layers = len(kept)
+    return config
+
+
+def cut(model: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Keep only these layers of a causal language model, in place, and renumber them.
+
+    Raises ValueError where the layers are not a plain list of blocks.
+    """
+    body: Any = model.base_model
+    total = model.config.num_hidden_layers
+    if list(kept) == list(range(total)):
+        return
+    layers = getattr(body, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) != total:
+        raise ValueError(f"{type(model).__name__} has no plain list of {total} layers: it cannot be cut")
+    config = cut_config(model.config, kept)
+    body.layers = nn.ModuleList(layers[index] for index in kept)
+    for position, layer in enumerate(body.layers):
+        block: Any
+        for block in layer.modules():
+            if isinstance(getattr(block, "layer_idx", None), int):
+                block.layer_idx = position  # the slot in the key-value cache
+    # The body and its blocks may hold the configuration as an object of their own.
+    module: Any
+    for module in model.modules():
+        if getattr(module, "config", None) is not None:
+            module.config = config
+    log.info("language model cut from %d to %d layers: %s", total, len(kept), list(kept))

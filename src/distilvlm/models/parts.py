@@ -1,0 +1,208 @@
+"""The names of a VLM's parts, and choosing which of them train.
+
+`vision`, `projector`, `language`; below language: `.embedding` (with a tied head), `.head` (an untied one),
+`.attention`, `.feed_forward`, `.norm`, and `.other` where a model has more. `vision.unread` are the blocks and heads
+behind the layer that is read: they never receive a gradient, so they never train.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+log = logging.getLogger(__name__)
+
+Parameters = dict[str, nn.Parameter]
+"""Name in the whole model → parameter, in the model's order."""
+
+LEAVES = (
+    "vision",
+    "vision.unread",
+    "projector",
+    "language.embedding",
+    "language.head",
+    "language.attention",
+    "language.feed_forward",
+    "language.norm",
+    "language.other",
+)
+"""Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower."""
+
+_LANGUAGE_KINDS = (
+    ("attention", re.compile(r"attn|attention|mixer")),
+    ("feed_forward", re.compile(r"mlp|feed_?forward|ffn|moe")),
+    ("norm", re.compile(r"norm")),
+)
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A line of the table of parts."""
+
+    name: str
+    parameters: int  # numbers, not tensors
+    trainable: int
+    dtype: str  # of the parameters; several are joined by '+'
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What a stage trains."""
+
+    parameters: dict[str, Parameters]  # part, as the stage named it → its parameters; each under its closest name
+    table: list[PartRow]
+
+
+def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Trainable:
+    """Freeze everything, then let the named parts train, held in float32; what is frozen keeps its dtype.
+
+    A parameter that two names cover (`language`, `language.head`) belongs to the closer one.
+
+    Raises:
+        ValueError: an unknown name (with the nearest known one), a part that is empty, or one that cannot train.
+    """
+    parts = _leaves(model)
+    chosen: dict[str, list[str]] = {}
+    for name in names:
+        _require_known(model, name, parts)
+        if name == "vision.unread":
+            raise ValueError("'vision.unread' lies behind the layer that is read (vision.layer): it cannot train")
+        chosen[name] = [leaf for leaf in LEAVES if leaf != "vision.unread" and _covers(name, leaf)]
+    closest = {leaf: max((n for n in chosen if leaf in chosen[n]), key=len, default=None) for leaf in LEAVES}
+
+    model.requires_grad_(False)
+    trains: dict[str, set[str]] = {name: set() for name in chosen}
+    for leaf, members in parts.items():
+        if (name := closest[leaf]) is None:
+            continue
+        trains[name] |= members.keys()
+        for parameter in members.values():
+            # bf16 weights hardly move: at 2e-5, 4% of them changed in 5 AdamW steps where all do in float32.
+            parameter.data = parameter.data.to(torch.float32)
+            parameter.requires_grad_(True)
+    everything = dict(model.named_parameters())
+    parameters = {
+        name: {key: parameter for key, parameter in everything.items() if key in members}
+        for name, members in trains.items()
+    }
+    table = summary(model)
+    for row in table:
+        state = "frozen" if not row.trainable else f"{row.trainable:,} train"
+        log.info("part %-22s %15s parameters, %s, %s", row.name, f"{row.parameters:,}", row.dtype, state)
+    return Trainable(parameters=parameters, table=table)
+
+
+def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters:
+    """All parameters of a part, trainable or not; 'vision' is the whole tower here.
+
+    Raises ValueError for an unknown or empty part.
+    """
+    parts = _leaves(model)
+    _require_known(model, part, parts)
+    return {name: p for leaf, members in parts.items() if _covers(part, leaf) for name, p in members.items()}
+
+
+def summary(model: LlavaForConditionalGeneration) -> list[PartRow]:
+    """The table of parts that are there, with what trains now; works on the meta device too."""
+    rows: list[PartRow] = []
+    for leaf, members in _leaves(model).items():
+        if not members:
+            continue
+        values = list(members.values())
+        rows.append(
+            PartRow(
+                name=leaf,
+                parameters=sum(p.numel() for p in values),
+                trainable=sum(p.numel() for p in values if p.requires_grad),
+                dtype="+".join(sorted({str(p.dtype).removeprefix("torch.") for p in values})),
+            )
+        )
+    return rows
+
+
+def head_is_tied(model: LlavaForConditionalGeneration) -> bool:
+    """True where the output head is the input embedding."""
+    return model.lm_head.weight is getattr(model.get_input_embeddings(), "weight", None)
+
+
+def _covers(name: str, leaf: str) -> bool:
+    return leaf == name or leaf.startswith(name + ".")
+
+
+def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
+    unread = _unread(model)
+    parts: dict[str, Parameters] = {leaf: {} for leaf in LEAVES}
+    for name, parameter in model.named_parameters():  # a tied head appears once, under the embedding's name
+        parts[_leaf(name, unread)][name] = parameter
+    return parts
+
+
+def _leaf(name: str, unread: set[str]) -> str:
+    if name.startswith("model.vision_tower."):
+        return "vision.unread" if name in unread else "vision"
+    if name.startswith("model.multi_modal_projector."):
+        return "projector"
+    if name.startswith("lm_head."):
+        return "language.head"
+    below = name.removeprefix("model.language_model.")
+    if below.startswith("embed_tokens."):
+        return "language.embedding"
+    # In a block, the child of the block decides: norms inside the attention (Qwen3's of queries and keys) are its own.
+    child = re.sub(r"^layers\.\d+\.", "", below).split(".")[0]
+    # 'post_attention_layernorm' is a norm, whatever it stands behind.
+    if "norm" in child:
+        return "language.norm"
+    kind = next((kind for kind, pattern in _LANGUAGE_KINDS if pattern.search(child)), "other")
+    return f"language.{kind}"
+
+
+def _unread(model: LlavaForConditionalGeneration) -> set[str]:
+    """Names of the tower's parameters that the features do not depend on.
+
+    A tower defines its modules in the order of their use, so all that stands behind the last block that is read is
+    unread: further blocks, the closing norm, a pooling head. Masked pre-training's mask token is, too.
+    """
+    tower = model.model.vision_tower
+    depth = tower.config.num_hidden_layers
+    layer = model.config.vision_feature_layer
+    if not isinstance(layer, int):
+        layer = max(index % (depth + 1) for index in layer)
+    blocks_read = layer % (depth + 1)  # hidden state 0 is the first block's input
+    blocks = next(
+        (name for name, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth),
+        None,
+    )
+    if blocks is None:
+        raise ValueError(f"{type(tower).__name__} has no list of {depth} blocks: its parts cannot be told apart")
+    unread: set[str] = set()
+    started = False
+    for name, _ in tower.named_parameters():
+        if inside := re.match(re.escape(blocks) + r"\.(\d+)\.", name):
+            started, behind = True, int(inside[1]) >= blocks_read
+        else:
+            behind = started
+        if behind or name.endswith("mask_token"):
+            unread.add(f"model.vision_tower.{name}")
+    return unread
+
+
+def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters]) -> None:
+    known = ["vision", "projector", "language", *(leaf for leaf in LEAVES if leaf.startswith("language."))]
+    if name not in known and name != "vision.unread":
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"unknown part '{name}'{hint} Known parts: {', '.join(known)}")
+    if name == "language.head" and head_is_tied(model):
+        raise ValueError(
+            "'language.head' is tied to the input embedding in this model, one tensor for both: "
+            "name 'language.embedding' to train it"
+        )
+    if not any(members for leaf, members in parts.items() if _covers(name, leaf)):
+        raise ValueError(f"part '{name}' has no parameters in this model")
