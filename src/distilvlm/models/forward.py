@@ -63,10 +63,10 @@ def vision_features(model: LlavaForConditionalGeneration, layout: VisionLayout, 
     return features
 
 
-def hidden_states(
+def embeddings(
     model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
 ) -> Tensor:
-    """Final-normed hidden states of the language model, [samples, length, d].
+    """What the language model reads: embedded ids with the projected features in place, [samples, length, d].
 
     Args:
         features: [pictures, placeholders, d_vision] from `vision_features` or from a store, for every picture of the
@@ -75,7 +75,7 @@ def hidden_states(
     Raises:
         ValueError: features and placeholders of the batch differ in number.
     """
-    embeddings: Tensor = model.get_input_embeddings()(batch.input_ids)  # [samples, length, d]
+    embedded: Tensor = model.get_input_embeddings()(batch.input_ids)  # [samples, length, d]
     given = 0 if features is None else features.shape[0] * features.shape[1]
     if given != batch.placeholder_rows.numel():
         raise ValueError(
@@ -85,11 +85,21 @@ def hidden_states(
     if features is not None and given:
         projector = model.model.multi_modal_projector
         projected = projector(features.to(projector.linear_1.weight.dtype))  # [pictures, placeholders, d]
-        flat = embeddings.flatten(0, 1)  # [samples * length, d]
+        flat = embedded.flatten(0, 1)  # [samples * length, d]
         flat = flat.index_copy(0, batch.placeholder_rows, projected.flatten(0, 1).to(flat.dtype))
-        embeddings = flat.view_as(embeddings)
+        embedded = flat.view_as(embedded)
+    return embedded
+
+
+def hidden_states(
+    model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
+) -> Tensor:
+    """Final-normed hidden states of the language model, [samples, length, d]; arguments and errors as `embeddings`."""
     output = model.model.language_model(
-        inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False, return_dict=True
+        inputs_embeds=embeddings(model, layout, batch, features),
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        return_dict=True,
     )
     return output.last_hidden_state
 
