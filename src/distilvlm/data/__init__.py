@@ -1,0 +1,34 @@
+"""From files to batches: reader → record → template and picture geometry → `Batch`."""
+
+from distilvlm.data.batch import IGNORED, BadRow, Batch, SampleKey
+from distilvlm.data.dataset import Sample, StageData
+from distilvlm.data.loader import batches
+from distilvlm.data.problems import DataError, raise_or_quarantine
+from distilvlm.data.readers import Source, read
+from distilvlm.data.records import Record, Turn
+from distilvlm.data.report import DataReport
+from distilvlm.data.sampler import Order, shares
+from distilvlm.data.template import Encoded, Template, explain, export_chat_template
+
+__all__ = [
+    "IGNORED",
+    "BadRow",
+    "Batch",
+    "DataError",
+    "DataReport",
+    "Encoded",
+    "Order",
+    "Record",
+    "Sample",
+    "SampleKey",
+    "Source",
+    "StageData",
+    "Template",
+    "Turn",
+    "batches",
+    "explain",
+    "export_chat_template",
+    "raise_or_quarantine",
+    "read",
+    "shares",
+]

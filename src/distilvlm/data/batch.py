@@ -24,6 +24,18 @@ class SampleKey:
 
 
 @dataclass(frozen=True)
+class BadRow:
+    """A row that can't be used, and why."""
+
+    key: SampleKey
+    field: str  # e.g. "image", "conversations[2].value"
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key.file}, row {self.key.row}, field '{self.field}': {self.reason}"
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch, right-padded.
 
@@ -43,6 +55,7 @@ class Batch:
     pictures: Tensor | None  # [pictures, 3, size, size] uint8 canvases; None without pictures or with kept features
     features: Tensor | None  # [pictures, placeholders, d_vision] kept features of the frozen tower
     keys: tuple[SampleKey, ...]  # one per sample
+    bad: tuple[BadRow, ...] = ()  # rows of this batch that turned out unusable while loading; their weight is 0
 
     @property
     def samples(self) -> int:
@@ -59,8 +72,6 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)

@@ -1,0 +1,67 @@
+"""Samples become a micro-batch; every row set is named here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distilvlm.data.batch import IGNORED, Batch
+from distilvlm.data.dataset import Sample
+from distilvlm.data.template import SAFE_ID
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Right-padded to the longest sample.
+
+    Raises:
+        ValueError: a row whose placeholders are not those of its own pictures (names it). Llava itself only compares
+            the totals of a batch, and rows of 15 and 17 would leak into each other.
+    """
+    length = max(len(sample.input_ids) for sample in samples)
+    shape = (len(samples), length)
+    input_ids = torch.full(shape, SAFE_ID)
+    labels = torch.full(shape, IGNORED)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    placeholder_rows: list[Tensor] = []
+    visual_rows: list[Tensor] = []
+    for number, sample in enumerate(samples):
+        _check_placeholders(sample)
+        own = len(sample.input_ids)
+        input_ids[number, :own] = sample.input_ids
+        labels[number, :own] = sample.labels
+        attention_mask[number, :own] = 1
+        placeholder_rows.append(sample.placeholder_positions + number * length)
+        visual_rows.append(sample.visual_positions + number * length)
+
+    targets = labels.roll(-1, dims=1)  # position t is asked for token t + 1 ...
+    targets[:, -1] = IGNORED  # ... and the last for nothing
+    targets = targets.flatten()
+    response_rows = (targets != IGNORED).nonzero().flatten()
+    pictures = [sample.pictures for sample in samples if sample.pictures is not None]
+    features = [sample.features for sample in samples if sample.features is not None]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        placeholder_rows=torch.cat(placeholder_rows),
+        visual_rows=torch.cat(visual_rows),
+        response_rows=response_rows,
+        response_targets=targets[response_rows],
+        weights=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+        pictures=torch.cat(pictures) if pictures else None,
+        features=torch.cat(features) if features else None,
+        keys=tuple(sample.key for sample in samples),
+        bad=tuple(problem for sample in samples for problem in sample.bad),
+    )
+
+
+def _check_placeholders(sample: Sample) -> None:
+    shown = [tensor.shape[0] for tensor in (sample.pictures, sample.features) if tensor is not None]
+    expected = sum(shown) * sample.placeholders
+    if len(shown) > 1 or len(sample.placeholder_positions) != expected:
+        key = sample.key
+        raise ValueError(
+            f"{key.file}, row {key.row}: {len(sample.placeholder_positions)} placeholders for {sum(shown)} pictures of "
+            f"{sample.placeholders} each"
+        )

@@ -1,0 +1,97 @@
+"""A record: pictures and the turns of a conversation, whatever file format it came from."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from distilvlm.data.batch import SampleKey
+
+PICTURE = "\ue000"
+"""Stands in `Turn.text` where a picture goes. Private use, so that no typed text can be mistaken for it."""
+
+RESERVED = "\ue000\ue001\ue002"
+"""Private-use characters that this package puts into text: the picture, and the template's two marks."""
+
+IMAGE_TOKEN = "<image>"
+"""LLaVA's marker in data files, and the special token of every tokenizer that a VLM of ours holds."""
+
+Role = Literal["system", "user", "assistant"]
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Role
+    text: str  # PICTURE marks the place of a picture
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    key: SampleKey
+    id: str  # as the file names it; the row number where it doesn't
+    images: tuple[str, ...]  # paths, in the order of the PICTURE characters
+    turns: tuple[Turn, ...]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return tuple(turn.text for turn in self.turns if turn.role == "assistant")
+
+
+class Records(Sequence[Record]):
+    """Records packed into one buffer and made when asked for.
+
+    665,000 conversations as Python objects take gigabytes, and again as many in every loader process, because counting
+    references dirties shared pages. One buffer is shared as it is.
+    """
+
+    def __init__(self, source: str, file: str, root: Path) -> None:
+        self.source = source
+        self.file = file
+        self.root = root
+        self._buffer = bytearray()
+        self._ends = array("q")
+        self._words = array("i")
+        self._pictures = array("i")
+
+    def append(self, row: int, id: str, images: Sequence[str], turns: Sequence[Turn]) -> None:
+        packed = [row, id, list(images), [[_ROLES.index(turn.role), turn.text] for turn in turns]]
+        self._buffer += json.dumps(packed).encode()
+        self._ends.append(len(self._buffer))
+        self._words.append(sum(len(turn.text.split()) for turn in turns))
+        self._pictures.append(len(images))
+
+    @property
+    def words(self) -> np.ndarray:
+        """[records] words of all turns: LLaVA's measure of length for its grouped sampler."""
+        return np.array(self._words, dtype=np.int64)
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """[records] pictures per record."""
+        return np.array(self._pictures, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index %= len(self)
+        start = self._ends[index - 1] if index else 0
+        row, id, images, turns = json.loads(self._buffer[start : self._ends[index]])
+        return Record(
+            key=SampleKey(self.source, self.file, row),
+            id=id,
+            images=tuple(str(self.root / image) for image in images),
+            turns=tuple(Turn(_ROLES[role], text) for role, text in turns),
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
