@@ -1,0 +1,98 @@
+"""Divergences between two rows of log-probabilities, each with its gradient in closed form.
+
+Every function takes `log_student` and `log_teacher`, [rows, vocab] log-probabilities that are finite (an impossible
+token has a very low one, not −inf), and returns
+
+* the divergence of each row in nats, [rows];
+* its gradient with respect to the student's logits behind `log_student`, [rows, vocab].
+
+With f a function of p_S, ∂f/∂z = p_S ⊙ (f′ − ⟨p_S, f′⟩). Both arguments may be overwritten: the caller works on pieces
+that fit a processor's cache and has no further use for them.
+
+Definitions and mixing constants: `distill_loss_utils.py` of Fantasyele/LLaVA-KD @ aad2802 (the DistiLLM family). Its
+`forward_kl` and `skewed_forward_kl` leave out the teacher's entropy, a constant of the student; here it is subtracted,
+so that every divergence is zero when student and teacher agree.
+"""
+
+# torch's stubs are partial; this room stays strict about its own code.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+JENSEN_SHANNON_MIX = 0.9
+"""λ of M = (1 − λ) p_T + λ p_S: the default of the reference's `js_distance`."""
+
+SKEW = 0.1
+"""λ of the skewed divergences: the default of the reference, DistiLLM's α."""
+
+
+def forward_kl(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p_T ‖ p_S) = Σ p_T (log p_T − log p_S); LLaVA-KD §2.1."""
+    teacher = log_teacher.exp()
+    value = _dot(teacher, log_teacher.sub_(log_student))
+    return value, log_student.exp_().sub_(teacher)
+
+
+def reverse_kl(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p_S ‖ p_T) = Σ p_S (log p_S − log p_T)."""
+    ratio = log_teacher.neg_().add_(log_student)
+    student = log_student.exp_()
+    return _dot(student, ratio), _through_softmax(student, ratio)
+
+
+def jensen_shannon(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """λ KL(p_S ‖ M) + (1 − λ) KL(p_T ‖ M) with M = (1 − λ) p_T + λ p_S and λ = JENSEN_SHANNON_MIX."""
+    mix = JENSEN_SHANNON_MIX
+    log_middle = _log_mixture(log_teacher, 1 - mix, log_student, mix)
+    to_teacher = _dot(log_teacher.exp(), log_teacher.sub_(log_middle))
+    ratio = log_middle.neg_().add_(log_student)
+    student = log_student.exp_()
+    value = mix * _dot(student, ratio) + (1 - mix) * to_teacher
+    return value, _through_softmax(student, ratio).mul_(mix)
+
+
+def skew_forward_kl(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p_T ‖ λ p_T + (1 − λ) p_S) with λ = SKEW."""
+    log_middle = _log_mixture(log_teacher, SKEW, log_student, 1 - SKEW)
+    ratio = log_teacher.sub(log_middle)
+    value = _dot(log_teacher.exp_(), ratio)
+    return value, _through_softmax(log_student.exp_(), ratio.exp_().mul_(SKEW - 1))
+
+
+def skew_reverse_kl(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p_S ‖ (1 − λ) p_T + λ p_S) with λ = SKEW."""
+    ratio = _log_mixture(log_teacher, 1 - SKEW, log_student, SKEW).neg_().add_(log_student)
+    student = log_student.exp_()
+    value = _dot(student, ratio)
+    return value, _through_softmax(student, ratio.sub_(ratio.exp(), alpha=SKEW))
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+}
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.vecdot(left, right)  # [rows]
+
+
+def _log_mixture(log_first: Tensor, first: float, log_second: Tensor, second: float) -> Tensor:
+    """log(first · p_1 + second · p_2)."""
+    return torch.logaddexp(log_first + math.log(first), log_second + math.log(second))
+
+
+def _through_softmax(student: Tensor, derivative: Tensor) -> Tensor:
+    """p_S ⊙ (f′ − ⟨p_S, f′⟩); overwrites `derivative`."""
+    return derivative.sub_(_dot(student, derivative).unsqueeze(-1)).mul_(student)

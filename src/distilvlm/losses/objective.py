@@ -1,0 +1,168 @@
+"""What a stage composes of its loss terms: per-sample means, averaged over the samples of an update.
+
+    loss = Σ_i w_i (text · CE_i + response · KL_i(𝓡) + visual · KL_i(𝓥) + relation · REL_i) / samples in the update
+
+over the samples i of weight w_i. CE_i and KL_i(𝓡) are means over the sample's response rows, KL_i(𝓥) over its visual
+rows, REL_i is its relation loss. A sample that lacks a term adds 0 to it and stays in the denominator, so
+micro-batches, accumulation and the number of processes do not change the objective. At one sample per micro-batch this
+is LLaVA-KD's loss (specification §2.1, §6.7).
+"""
+
+# torch's stubs are partial; this room stays strict about its own code.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distilvlm.losses.linear import linear_distillation
+from distilvlm.losses.relation import accumulation, relation_distance, relation_matrix
+from distilvlm.losses.row_order import IGNORED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Loss of a micro-batch: its share of the update's loss, ready to be added up over micro-batches and processes."""
+
+    loss: Tensor  # scalar with gradient
+    terms: dict[str, Tensor]  # scalar each, detached, without the term's weight; only terms whose weight is not 0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the terms; 0 leaves a term out. Temperature and divergence are the response and visual terms'."""
+
+    text: float = 1.0
+    response: float = 0.0
+    visual: float = 0.0
+    relation: float = 0.0
+    temperature: float = 1.0
+    divergence: str = "forward_kl"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be given to a call: 'student.hidden', and 'teacher.hidden' when a term compares with a teacher."""
+        if self.response or self.visual or self.relation:
+            return frozenset({"student.hidden", "teacher.hidden"})
+        return frozenset({"student.hidden"})
+
+    def rows(self, response_rows: Tensor, visual_rows: Tensor) -> Tensor:
+        """The flat rows whose hidden states the terms need: the sorted union, without repetition."""
+        wanted = [response_rows] if self.text or self.response else []
+        wanted += [visual_rows] if self.visual or self.relation else []
+        return torch.unique(torch.cat(wanted)) if wanted else response_rows[:0]
+
+    def __call__(
+        self,
+        student_hidden: Tensor,
+        student_head: Tensor,
+        teacher_hidden: Tensor | None,
+        teacher_head: Tensor | None,
+        rows: Tensor,
+        length: int,
+        response_rows: Tensor,
+        response_targets: Tensor,
+        visual_rows: Tensor,
+        sample_weights: Tensor,
+        samples_in_update: int,
+        student_gram: Tensor | None = None,
+        teacher_gram: Tensor | None = None,
+    ) -> Outcome:
+        """The loss of one micro-batch.
+
+        student_hidden, teacher_hidden: [rows, d], final-normed hidden states of exactly the flat `rows`, which
+            `self.rows(response_rows, visual_rows)` gave; `length` is the number of positions per sample.
+        response_rows, response_targets, visual_rows: as in Batch. sample_weights: [samples], 0 for a stand-in.
+        samples_in_update: samples of the whole update, over all micro-batches and processes.
+        student_gram, teacher_gram: `gram(head[:common])` of heads that are frozen. Without the student's, its relation
+            matrix is built along with the other terms, and the head receives the gradient if it trains.
+
+        Raises `ValueError` when a term needs a teacher that is not given.
+        """
+        if "teacher.hidden" in self.needs and (teacher_hidden is None or teacher_head is None):
+            raise ValueError(
+                "the response, visual and relation terms compare with a teacher: give its hidden states and head"
+            )
+        precision = accumulation(student_hidden, student_head)
+        sample_weights = sample_weights.to(precision)
+        response = _Mean.of(
+            rows, response_rows if self.text or self.response else response_rows[:0], length, sample_weights
+        )
+        visual = _Mean.of(
+            rows, visual_rows if self.visual or self.relation else visual_rows[:0], length, sample_weights
+        )
+
+        labels = torch.full_like(rows, IGNORED)
+        if self.text or self.response:
+            labels[response.places] = response_targets
+        related, related_weights = visual.samples() if self.relation else ([], [])
+        distilled = linear_distillation(
+            student_hidden,
+            student_head,
+            teacher_hidden,
+            teacher_head,
+            labels,
+            text_weight=response.spread * (self.text / samples_in_update),
+            divergence_weight=(response.spread * self.response + visual.spread * self.visual) / samples_in_update,
+            divergence=self.divergence,
+            temperature=self.temperature,
+            relation_rows=related if student_gram is None else (),
+        )
+        loss = distilled.loss
+        terms: dict[str, Tensor] = {}
+        for name, weight, per_row, mean in (
+            ("text", self.text, distilled.text, response),
+            ("response", self.response, distilled.divergence, response),
+            ("visual", self.visual, distilled.divergence, visual),
+        ):
+            if weight:
+                terms[name] = per_row @ mean.spread / samples_in_update
+        if self.relation and teacher_hidden is not None and teacher_head is not None:
+            common = min(student_head.shape[0], teacher_head.shape[0])
+            total = loss.new_zeros(())
+            for index, (places, weight) in enumerate(zip(related, related_weights, strict=True)):
+                if student_gram is None:
+                    student = distilled.relations[index]
+                else:
+                    student = relation_matrix(student_hidden[places], student_head, common, student_gram)
+                with torch.no_grad():
+                    teacher = relation_matrix(teacher_hidden[places], teacher_head, common, teacher_gram)
+                total = total + weight * relation_distance(student, teacher)
+            total = total / samples_in_update
+            loss = loss + self.relation * total
+            terms["relation"] = total.detach()
+        return Outcome(loss, terms)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A row set of a micro-batch as a weighted per-sample mean over the rows that are at hand."""
+
+    places: Tensor  # [set] where each row of the set stands in `rows`
+    owners: Tensor  # [set] its sample
+    spread: Tensor  # [rows] weight of the sample / size of the sample's set; 0 outside the set
+    weights: Tensor  # [samples]
+
+    @staticmethod
+    def of(rows: Tensor, members: Tensor, length: int, weights: Tensor) -> _Mean:
+        if members.numel() and not bool(torch.isin(members, rows).all()):
+            raise ValueError(
+                "hidden states of some response or visual rows are missing: take the rows of Objective.rows()"
+            )
+        places = torch.searchsorted(rows, members)
+        owners = torch.div(members, length, rounding_mode="floor")
+        counts = torch.bincount(owners, minlength=weights.numel())
+        spread = torch.zeros(rows.shape[0], dtype=weights.dtype, device=rows.device)
+        spread[places] = weights[owners] / counts[owners]
+        return _Mean(places, owners, spread, weights)
+
+    def samples(self) -> tuple[list[Tensor], list[float]]:
+        """Places and weight of every sample that has rows in the set and a weight."""
+        counts: list[int] = torch.bincount(self.owners, minlength=self.weights.numel()).tolist()
+        weights: list[float] = self.weights.tolist()
+        pieces = self.places[torch.argsort(self.owners, stable=True)].split(counts)
+        chosen = [index for index, count in enumerate(counts) if count and weights[index]]
+        return [pieces[index] for index in chosen], [weights[index] for index in chosen]
