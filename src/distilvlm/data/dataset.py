@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -183,15 +183,14 @@ class StageData(Dataset[Sample]):
                 progress(index + 1)
         return report
 
-    def without(self, bad: Iterable[BadRow]) -> StageData:
+    def without(self, bad: Sequence[BadRow]) -> StageData:
         """The same data without the rows of `bad`; later samples move up."""
-        keys = {(row.key.source, row.key.row) for row in bad}
-        keep = [
-            (self.sources[source].name, self.sources[source].records[int(record)].key.row) not in keys
-            for source, record in self._members
+        usable = [
+            ~np.isin(source.records.rows, [row.key.row for row in bad if row.key.source == source.name])
+            for source in self.sources
         ]
         rest = copy.copy(self)
-        rest._members = self._members[np.asarray(keep, dtype=bool)]
+        rest._members = self._members[self._gather(usable)]
         rest._need_samples()
         return rest
 

@@ -57,15 +57,22 @@ class Records(Sequence[Record]):
         self.root = root
         self._buffer = bytearray()
         self._ends = array("q")
+        self._rows = array("q")
         self._words = array("i")
         self._pictures = array("i")
 
     def append(self, row: int, id: str, images: Sequence[str], turns: Sequence[Turn]) -> None:
-        packed = [row, id, list(images), [[_ROLES.index(turn.role), turn.text] for turn in turns]]
+        packed = [id, list(images), [[_ROLES.index(turn.role), turn.text] for turn in turns]]
         self._buffer += json.dumps(packed).encode()
         self._ends.append(len(self._buffer))
+        self._rows.append(row)
         self._words.append(sum(len(turn.text.split()) for turn in turns))
         self._pictures.append(len(images))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[records] row of the file that each was."""
+        return np.array(self._rows, dtype=np.int64)
 
     @property
     def words(self) -> np.ndarray:
@@ -85,9 +92,9 @@ class Records(Sequence[Record]):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         start = self._ends[index - 1] if index else 0
-        row, id, images, turns = json.loads(self._buffer[start : self._ends[index]])
+        id, images, turns = json.loads(self._buffer[start : self._ends[index]])
         return Record(
-            key=SampleKey(self.source, self.file, row),
+            key=SampleKey(self.source, self.file, self._rows[index]),
             id=id,
             images=tuple(str(self.root / image) for image in images),
             turns=tuple(Turn(_ROLES[role], text) for role, text in turns),

@@ -56,6 +56,7 @@ class Renderer:
         self.variables = dict(variables)
         self.tracks = _GENERATION.search(jinja) is not None
         self.takes_parts = False
+        self._lead = ""  # white space between the opening of a turn and its answer
         alternatives = [re.escape(token) for token in sorted(end_tokens, key=len, reverse=True)]
         if eos_token:
             alternatives.append(rf"\s*{re.escape(eos_token)}")
@@ -81,7 +82,7 @@ class Renderer:
             spans = [(start, end) for start, end in spans if end > start]
         else:
             text = self._run(turns)[0]
-            spans = self._marked_spans(turns, text)
+            spans = [(self._with_lead(text, start), end) for start, end in self._marked_spans(turns, text)]
         return Rendering(text, tuple(self._with_end_of_turn(text, span) for span in _joined(spans)))
 
     def opening(self, turns: Sequence[Turn]) -> str:
@@ -105,6 +106,9 @@ class Renderer:
             f"{self.name} drops, repeats or rewrites an answer, so that what is learned can't be told from its text; "
             "use a template with {% generation %} blocks, or template: vicuna",
         )
+
+    def _with_lead(self, text: str, start: int) -> int:
+        return start - len(self._lead) if text.endswith(self._lead, 0, start) else start
 
     def _with_end_of_turn(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
         start, end = span
@@ -134,18 +138,30 @@ class Renderer:
 
     def _probe(self) -> None:
         """Find out whether content is text or parts, and that both answers are found where they stand."""
-        reason = "it does not write the text of every turn"
+        reasons: list[str] = []
         for self.takes_parts in (False, True):
             try:
                 rendering = self.render(_PROBE)
             except RowError as error:
-                reason = error.reason
+                reasons.append(error.reason)
                 continue
-            learned = [rendering.text[start:end] for start, end in rendering.spans]
-            answers = [turn.text for turn in _PROBE if turn.role == "assistant"]
-            if len(learned) == len(answers) and all(a in found for a, found in zip(answers, learned, strict=True)):
+            learned = "".join(rendering.text[start:end] for start, end in rendering.spans)
+            if all(turn.text in learned for turn in _PROBE if turn.role == "assistant"):
+                self._lead = self._find_lead()
                 return
-        raise DataError(f"{self.name} can't be used for training: {reason}")
+            reasons.append(f"its {{% generation %}} blocks hold {learned!r}, not the answers")
+        raise DataError(f"{self.name} can't be used for training: {reasons[0]}")
+
+    def _find_lead(self) -> str:
+        """Llama-2's prompt ends in `[/INST]` and its answer begins with a space: the model has to write that space, so
+        it is learned, also where the tokenizer makes it a token of its own."""
+        try:
+            text, opening = self.render(_PROBE[:2]).text, self.opening(_PROBE[:1])
+        except RowError:
+            return ""
+        start = text.find(_PROBE[1].text)
+        between = text[len(opening) : start]
+        return between if text.startswith(opening) and between.isspace() else ""
 
 
 def _marked(turn: Turn, inside: bool) -> Turn:

@@ -130,11 +130,14 @@ class Template:
     def _tokenise(self, rendering: Rendering, pictures: int, placeholders: int) -> tuple[Encoded, int]:
         """Tokens of a rendering, and the position of the first token of its last span."""
         text, spans = _with_image_tokens(rendering)
-        tokens = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-        )
-        ids = np.asarray(tokens["input_ids"], dtype=np.int64)  # [tokens]
-        starts, ends = _whole_ranges(np.asarray(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2), text)
+        backend = self.tokenizer.backend_tokenizer
+        # Called directly: the wrapper's batch call would start threads, which forked loader processes complain of. It
+        # also resets what an earlier call with truncation or padding has left behind, so we do.
+        backend.no_truncation()
+        backend.no_padding()
+        tokens = backend.encode(text, add_special_tokens=False)
+        ids = np.asarray(tokens.ids, dtype=np.int64)  # [tokens]
+        starts, ends = _whole_ranges(np.asarray(tokens.offsets, dtype=np.int64).reshape(-1, 2), text)
         learned = np.zeros(len(ids), dtype=bool)
         last = len(ids)
         for start, end in spans:
@@ -168,15 +171,12 @@ class Template:
 def export_chat_template(kind: Kind, tokenizer: Any) -> str:
     """The Jinja that a saved processor carries: the same text as ours, content as text or as a list of image and text
     parts (a picture is `<image>` and a newline, as the messages reader has it)."""
-    parts = _file("parts")
     source = _jinja(kind, tokenizer, f"the {kind} template")
-    if source.startswith(parts):
+    if _is_exported(source):
         return source
-    template = Template.of(kind, tokenizer)
-    if template.renderer.takes_parts:
-        parts = parts.replace("content=joined.text", "content=[{'type': 'text', 'text': joined.text}]").replace(
-            "[message] -", "[dict(message, content=[{'type': 'text', 'text': message['content']}])] -"
-        )
+    parts = _file("parts")
+    if Template.of(kind, tokenizer).renderer.takes_parts:
+        parts = parts.replace("as_parts = false", "as_parts = true")
     return parts + source
 
 
@@ -204,8 +204,12 @@ def _jinja(kind: Kind, tokenizer: Any, name: str) -> str:
     if not tokenizer.chat_template:
         raise DataError(f"{name}: the tokenizer has no chat template; set template: vicuna for this data source")
     source = tokenizer.get_chat_template()
-    pin = "strftime_now" in source and not source.startswith((_PINNED_DATE, _file("parts")))
-    return _PINNED_DATE + source if pin else source
+    return _PINNED_DATE + source if "strftime_now" in source and not _is_exported(source) else source
+
+
+def _is_exported(source: str) -> bool:
+    """Whether `export_chat_template` made it: a stage may go on from a model that an earlier one saved."""
+    return source.startswith(_file("parts").splitlines()[0])
 
 
 def _file(name: str) -> str:

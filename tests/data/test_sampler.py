@@ -1,0 +1,86 @@
+"""An update's samples are a function of its number; every epoch holds every sample once."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from distilvlm.data import Order, shares
+
+
+def make_order(samples: int, batch: int, order: str = "random", seed: int = 3, stage: str = "dpt") -> Order:
+    rng = np.random.default_rng(0)
+    pictures = (rng.random(samples) < 0.6).astype(np.int64)
+    return Order(samples, batch, seed, stage, order, lengths=rng.integers(1, 99, samples), pictures=pictures)  # type: ignore[arg-type]
+
+
+SIZES = [(7, 2), (8, 4), (3, 8), (101, 8), (1, 1), (64, 16)]
+
+
+@pytest.mark.parametrize(("samples", "batch"), SIZES)
+@pytest.mark.parametrize("order", ["random", "grouped"])
+def test_every_epoch_holds_every_sample_once_and_only_its_last_update_is_smaller(samples, batch, order):
+    made = make_order(samples, batch, order)
+    for epoch in (0, 1, 5):
+        first = epoch * made.updates_per_epoch
+        updates = [made.update(first + place) for place in range(made.updates_per_epoch)]
+        assert sorted(itertools.chain(*updates)) == [(epoch, index) for index in range(samples)]
+        assert [len(update) for update in updates[:-1]] == [batch] * (len(updates) - 1)
+        assert 0 < len(updates[-1]) <= batch
+
+
+@pytest.mark.parametrize("order", ["random", "grouped"])
+def test_an_update_does_not_depend_on_what_was_asked_before(order):
+    walked, jumped = make_order(50, 8, order), make_order(50, 8, order)
+    by_walking = [walked.update(number) for number in range(40)]
+    assert [jumped.update(number) for number in reversed(range(40))] == by_walking[::-1]
+    assert make_order(50, 8, order).update(1_000_003) == walked.update(1_000_003)
+
+
+def test_epochs_seeds_and_stages_have_different_orders():
+    made = make_order(50, 50)
+    first = [index for _, index in made.update(0)]
+    for other in (made.update(1), make_order(50, 50, seed=4).update(0), make_order(50, 50, stage="dft").update(0)):
+        assert [index for _, index in other] != first
+
+
+def test_grouped_updates_hold_one_modality_longest_first():
+    made = make_order(200, 10, "grouped")
+    pictures, lengths = made._pictures, made._lengths
+    mixed = 0
+    for number in range(made.updates_per_epoch):
+        members = [index for _, index in made.update(number)]
+        mixed += len({bool(pictures[index]) for index in members}) > 1
+        assert [lengths[index] for index in members] == sorted((lengths[index] for index in members), reverse=True)
+        if mixed:
+            assert number >= made.updates_per_epoch - 2  # what is left of both modalities comes last
+    assert mixed <= 2
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, 30), (0.1, 3), (0.11, 4), (2.5, 75), (0.001, 1)])
+def test_updates_of_fractional_epochs(epochs, expected):
+    assert make_order(299, 10).total_updates(epochs=epochs) == expected
+    assert make_order(299, 10).total_updates(updates=7) == 7
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_ranks_share_all_samples_exactly_once(world, micro_batch):
+    indices = list(range(7))
+    ranks = shares(indices, world, micro_batch)
+    assert len(ranks) == world
+    assert sorted(itertools.chain(*itertools.chain(*ranks))) == indices
+    assert all(0 < len(micro) <= micro_batch for rank in ranks for micro in rank)
+    assert max(sum(map(len, rank)) for rank in ranks) - min(sum(map(len, rank)) for rank in ranks) <= 1
+
+
+def test_a_rank_without_samples_has_no_micro_batch():
+    assert shares([4, 2], 3, 1) == [[[4]], [[2]], []]
+    assert shares(list(range(7)), 1, 2) == [[[0, 1], [2, 3], [4, 5], [6]]]
+
+
+def test_grouped_needs_lengths():
+    with pytest.raises(ValueError, match="needs the length"):
+        Order(5, 2, 0, "dpt", "grouped")
