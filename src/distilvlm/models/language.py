@@ -1,4 +1,4 @@
-"""Cutting a language model to fewer layers, as a student's start."""
+"""A causal language model as Llava can hold it, and cutting one to fewer layers as a student's start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -79,3 +80,28 @@ def cut(model: PreTrainedModel, kept: Sequence[int]) -> None:
         if getattr(module, "config", None) is not None:
             module.config = config
     log.info("language model cut from %d to %d layers: %s", total, len(kept), list(kept))
+
+
+def head_of(lm: PreTrainedModel) -> nn.Linear:
+    """The output head of a causal language model."""
+    head = lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(lm).__name__} has no linear output head, which a stock Llava needs")
+    return head
+
+
+def require_plain_head(lm: PreTrainedModel) -> None:
+    """Refuse a model whose logits are not its head's weight times its hidden states, as Llava's are.
+
+    Tried on two tokens rather than looked up: some classes put a bias, a scale or a cap in between.
+    """
+    body: Any = lm.base_model
+    ids = torch.arange(2, device=lm.device).unsqueeze(0)
+    with torch.no_grad():
+        logits = lm(input_ids=ids, use_cache=False).logits
+        plain = body(input_ids=ids, use_cache=False).last_hidden_state @ head_of(lm).weight.T
+    if not torch.allclose(logits.float(), plain.float(), rtol=1e-2, atol=1e-2 * logits.abs().max().item()):
+        raise ValueError(
+            f"{type(lm).__name__} cannot be the language model of a stock Llava: its logits are not its head's weight "
+            "times its hidden states (a bias, a scale or a cap comes in between), and Llava's are"
+        )
