@@ -19,6 +19,8 @@ def neutralise(text: str, field: str) -> tuple[str, int]:
     Raises:
         RowError: a lone surrogate, which no tokenizer takes.
     """
+    if text.isascii() and IMAGE_TOKEN not in text:
+        return text, 0
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -43,7 +45,9 @@ def place(turns: Sequence[Turn], pictures: int, field: str) -> tuple[list[Turn],
         RowError: the number of markers differs from that of the pictures.
     """
     found = sum(turn.text.count(IMAGE_TOKEN) for turn in turns if turn.role == "user")
-    alone = sum(len(_OWN_LINE.findall(turn.text)) for turn in turns if turn.role == "user")
+    alone = 0
+    if found > pictures > 0:
+        alone = sum(len(_OWN_LINE.findall(turn.text)) for turn in turns if turn.role == "user")
     added = found == 0 and pictures == 1
     if pictures and not added and pictures not in (found, alone):
         raise RowError(field, f"{found} {IMAGE_TOKEN} markers for {pictures} picture{'s' * (pictures > 1)}")
@@ -52,7 +56,7 @@ def place(turns: Sequence[Turn], pictures: int, field: str) -> tuple[list[Turn],
     neutralised = 0
     awaited = added
     for position, turn in enumerate(turns):
-        text, count = _RESERVED.subn("\ufffd", turn.text)
+        text, count = (turn.text, 0) if turn.text.isascii() else _RESERVED.subn("\ufffd", turn.text)
         if turn.role == "user" and pictures:
             if found == pictures:
                 text = text.replace(IMAGE_TOKEN, PICTURE)
