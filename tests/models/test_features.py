@@ -245,7 +245,10 @@ def test_an_unreadable_picture_is_fatal_or_skipped_and_named_when_read(tmp_path,
         store.fill([*pictures, gone], vlm, canvas)
     bad = store.fill([*pictures, gone], vlm, canvas, skip_unreadable=True)
     assert sorted(bad) == sorted([pictures[5], gone])
-    assert store.fill(pictures, vlm, canvas, skip_unreadable=True).keys() == {pictures[5]}
+    twin = tmp_path / "twin.png"
+    twin.write_text("not a number")
+    assert store.fill([*pictures, twin], vlm, canvas, skip_unreadable=True).keys() == {pictures[5], str(twin)}
+    assert store.fill(pictures[:5], vlm, canvas, skip_unreadable=True) == {}
     reader = store.reader()
     reader(pictures[4])
     with pytest.raises(FeatureError, match=r"5\.png: cannot be read as a picture"):

@@ -113,7 +113,7 @@ class FeatureStore:
             progress: called with the pictures done, those of earlier fills included, and their total.
 
         Returns:
-            path -> reason of pictures that could not be read; asking the reader for one raises FeatureError.
+            path, as given -> reason of pictures that could not be read; asking the reader for one raises FeatureError.
 
         Raises:
             FeatureError: names the picture that could not be read, unless `skip_unreadable`.
@@ -121,7 +121,7 @@ class FeatureStore:
         unreadable: dict[str, str] = {}
         with _filling(self.directory):
             wanted, known, shards = self._plan([str(path) for path in paths], skip_unreadable, unreadable)
-            mine = [(i, pictures) for i, pictures in enumerate(shards) if not wanted.isdisjoint(pictures)]
+            mine = [(i, pictures) for i, pictures in enumerate(shards) if not wanted.keys().isdisjoint(pictures)]
             total, done = sum(len(pictures) for _, pictures in mine), 0
             for number, (i, pictures) in enumerate(mine):
                 place = _shard(self.directory, i)
@@ -129,7 +129,8 @@ class FeatureStore:
                     if number % world != rank:
                         continue
                     self._compute(place, pictures, known, vlm, canvas, batch, skip_unreadable)
-                unreadable |= {known[pictures[row]]: reason for row, reason in _unreadable(place).items()}
+                for row, reason in _unreadable(place).items():
+                    unreadable |= dict.fromkeys(wanted.get(pictures[row], ()), reason)
                 done += len(pictures)
                 if progress:
                     progress(done, total)
@@ -143,18 +144,18 @@ class FeatureStore:
 
     def _plan(
         self, paths: list[str], skip: bool, unreadable: dict[str, str]
-    ) -> tuple[set[str], dict[str, str], list[list[str]]]:
+    ) -> tuple[dict[str, list[str]], dict[str, str], list[list[str]]]:
         """Hash the files that are new, and give the pictures that are new a place.
 
-        Returns the SHA-256 of the wanted pictures, SHA-256 -> path of all that are known, and all shards.
+        Returns SHA-256 -> paths of the wanted pictures, SHA-256 -> a path of all that are known, and all shards.
         """
-        wanted: dict[str, str] = {}
+        wanted: dict[str, list[str]] = {}
         with _locked(self.directory / "lock"):
             seen: Seen = _read(self.directory / "paths.json", {})
             before = dict(seen)
             for path in paths:
                 try:
-                    wanted.setdefault(_digest(path, seen), path)
+                    wanted.setdefault(_digest(path, seen), []).append(path)
                 except OSError as problem:
                     if not skip:
                         raise FeatureError(f"{path}: {problem}") from problem
@@ -166,7 +167,8 @@ class FeatureStore:
             if new:
                 shards += [new[start : start + self._shard] for start in range(0, len(new), self._shard)]
                 write_whole(self.directory / "index.json", json.dumps({"version": 1, "shards": shards}).encode())
-        return set(wanted), {digest: path for path, (_, _, digest) in seen.items()} | wanted, shards
+        known = {digest: path for path, (_, _, digest) in seen.items()}
+        return wanted, known | {digest: paths[0] for digest, paths in wanted.items()}, shards
 
     def _compute(
         self,
