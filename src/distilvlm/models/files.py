@@ -80,7 +80,7 @@ def directory_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
         _restore(path)
         raise
     _sync(path.parent)
-    _remove(aside)
+    remove(aside)
 
 
 def manifest(directory: str | Path) -> None:
@@ -130,7 +130,7 @@ def sweep(directory: str | Path) -> list[str]:
             _restore(entry.with_name(entry.name.removeprefix(REPLACED)))
         elif entry.name.startswith(PARTIAL):
             swept.append(entry.name)
-            _remove(entry)
+            remove(entry)
     if swept:
         logger.info("%s: cleared what an interrupted process left: %s", directory, ", ".join(swept))
     return swept
@@ -152,12 +152,13 @@ def _restore(path: Path) -> None:
     if not os.path.lexists(aside):
         return
     if os.path.lexists(path):
-        _remove(aside)
+        remove(aside)
     else:
         aside.replace(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or directory; killed halfway, nothing of it looks whole."""
     if path.is_dir() and not path.is_symlink():
         # Renamed first: a removal cut halfway must not look like a directory that only stepped aside.
         doomed = path if path.name.startswith(PARTIAL) else path.rename(_beside(path))
