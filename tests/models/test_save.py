@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     GenerationConfig,
     LlavaForConditionalGeneration,
 )
@@ -264,7 +264,7 @@ def foreign(vlm, directory):
     model.save_pretrained(directory)
     vlm.tokenizer.save_pretrained(directory)
     size = vlm.layout.size
-    CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(
+    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(
         directory
     )
 
@@ -274,7 +274,7 @@ def test_a_checkpoint_in_the_stock_format_loads_with_the_layout_that_its_files_i
     vlm = make(tower, "llama")
     foreign(vlm, tmp_path / "llava")
     again = load(tmp_path / "llava")
-    clip = CLIPImageProcessor()
+    clip = CLIPImageProcessorPil()
     statistics = {"mean": tuple(clip.image_mean), "std": tuple(clip.image_std)}
     assert again.layout == dataclasses.replace(vlm.layout, **statistics)
     assert again.image_id == vlm.image_id and again.embedding_rows == 48

@@ -17,11 +17,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaImageProcessor,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
@@ -232,10 +232,10 @@ def _image_processor(layout: VisionLayout, geometry: Geometry) -> Any:
         "do_center_crop": False,
     }
     if geometry == "pad":
-        return LlavaImageProcessor(**settings, do_pad=True)
+        return LlavaImageProcessorPil(**settings, do_pad=True)
     if geometry == "crop":
         settings |= {"size": {"shortest_edge": layout.size}, "do_center_crop": True}
-    return CLIPImageProcessor(**settings)
+    return CLIPImageProcessorPil(**settings)
 
 
 def _processor(layout: VisionLayout, images: Any, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
