@@ -1,0 +1,107 @@
+"""A run's directory: the only place that a run writes to, and only `run/` writes into it.
+
+RUN/
+  recipe.yaml                  what is run, resolved
+  events.jsonl                 every term of every update
+  quarantine.jsonl             rows that could not be used
+  stages/00-dpt/
+    checkpoints/00000500/      what continuing needs, while the stage runs
+    final/                     what the stage trained
+  failures/                    batches of a non-finite loss
+  model/                       the finished student, a stock Hugging Face checkpoint
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distilvlm.models.files import PARTIAL, sweep, verify, write_whole
+from distilvlm.recipe import RecipeError, differences, dump_recipe, load_recipe
+from distilvlm.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class RunError(RuntimeError):
+    """A run directory can't be used as asked; the message says why and what to do."""
+
+
+class RunDirectory:
+    """Paths of a run, and whether it continues or begins."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.recipe = self.path / "recipe.yaml"
+        self.events = self.path / "events.jsonl"
+        self.quarantine = self.path / "quarantine.jsonl"
+        self.failures = self.path / "failures"
+        self.model = self.path / "model"
+        self.trackers = self.path / "trackers"
+
+    def stage(self, index: int, name: str) -> Path:
+        return self.path / "stages" / f"{index:02d}-{name}"
+
+    def checkpoints(self, index: int, name: str) -> Path:
+        return self.stage(index, name) / "checkpoints"
+
+    def final(self, index: int, name: str) -> Path:
+        return self.stage(index, name) / "final"
+
+    @property
+    def finished(self) -> bool:
+        return self.model.is_dir() and not verify(self.model, contents=False)
+
+    def claim(self, recipe: Recipe) -> None:
+        """Begin with `recipe`, or make sure that the recipe here is the same.
+
+        Raises:
+            RunError: the directory holds something else, or a run of another recipe.
+        """
+        if self.recipe.exists():
+            try:
+                ours = load_recipe(self.recipe)
+            except RecipeError as error:
+                raise RunError(f"{self.recipe} was changed by hand and no longer loads: {error}") from error
+            changed = [line for line in differences(ours, recipe) if not line.startswith("machine.")]
+            if changed:
+                raise RunError(
+                    f"{self.path} is a run of another recipe; these fields differ:\n  "
+                    + "\n  ".join(changed)
+                    + "\nContinue it with its own recipe, or give another --dir"
+                )
+            return
+        there = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
+        strangers = sorted(name for name in there if name != "lock" and not name.startswith(PARTIAL))
+        if strangers:
+            raise RunError(f"{self.path} is not a run and not empty ({', '.join(strangers[:3])}): give another --dir")
+        write_whole(self.recipe, dump_recipe(recipe).encode())
+
+    def sweep(self) -> None:
+        """Clear what a killed process left half-written."""
+        for folder in [self.path, self.failures, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]:
+            sweep(folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process; the kernel lets go when it dies, however that happens.
+
+        Raises:
+            RunError: another process runs here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                raise RunError(f"{self.path} is in use by process {owner}: wait, or give another --dir") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield

@@ -1,0 +1,153 @@
+"""A run executes a recipe so that it can be killed anywhere and continued with the same command."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from rich.console import Console
+
+from distilvlm.data import export_chat_template
+from distilvlm.models.compose import build
+from distilvlm.models.save import load, save
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, load_recipe
+from distilvlm.teachers import LocalTeacher
+
+from .console import reporter
+from .directory import RunDirectory, RunError
+from .stage import StageRun
+from .student import Student
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    directory: Path
+    model: Path  # the finished student: a stock Hugging Face checkpoint
+
+    def load(self) -> VLM:
+        """The finished student."""
+        return load(self.model)
+
+
+def run(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    directory: str | Path | None = None,
+) -> Run:
+    """Execute a recipe, or continue where an earlier call was stopped; returns at once if nothing is left to do.
+
+    Args:
+        recipe: a recipe file, or a loaded recipe.
+        overrides: dotted field -> value, or "field=value" strings; applied to a recipe file only.
+        directory: the run's directory; default `runs/NAME`.
+
+    Raises:
+        RecipeError, RunError, DataError, TeacherRefused: before the first step, naming what to change.
+        NonFiniteError: a loss term or gradient was not finite; the batch is kept under `failures/`.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    place = RunDirectory(directory if directory is not None else Path("runs") / recipe.name)
+    with _accelerator(recipe, place) as accelerator:
+        main = accelerator.is_main_process
+        with place.locked() if main else contextlib.nullcontext():
+            if main:
+                place.claim(recipe)
+                place.sweep()
+            accelerator.wait_for_everyone()
+            if not place.finished:
+                _execute(recipe, place, accelerator)
+            elif main:
+                logger.info("%s is finished", place.path)
+            accelerator.wait_for_everyone()
+    return Run(place.path, place.model)
+
+
+def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> None:
+    student = Student(recipe)
+    teacher: LocalTeacher | None = None
+    console = reporter(Console(stderr=True) if accelerator.is_main_process else None)
+    with _same_bits_on_cuda(accelerator):
+        for index, stage in enumerate(recipe.stages):
+            run_of_stage = StageRun(recipe, index, student, place, accelerator, console)
+            if run_of_stage.finished:
+                run_of_stage.replay()
+                continue
+            if stage.loss.needs_teacher and teacher is None:
+                teacher = _teacher(recipe, student.vlm, accelerator)
+            run_of_stage.execute(teacher if stage.loss.needs_teacher else None)
+    if accelerator.is_main_process:
+        _save(recipe, student.vlm, place)
+
+
+def _save(recipe: Recipe, student: VLM, place: RunDirectory) -> None:
+    """The finished student, with the template that its last stage was taught."""
+    source = recipe.data[recipe.stages[-1].data[-1]]
+    template = export_chat_template(source.template, student.tokenizer)
+    student.model.cpu()
+    save(student, place.model, recipe.pictures.geometry, template)
+    logger.info("the finished student: %s", place.model)
+
+
+def _teacher(recipe: Recipe, student: VLM, accelerator: Accelerator) -> LocalTeacher:
+    spec = recipe.teacher
+    assert spec is not None  # the schema refuses a teacher's term without a teacher
+    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+    vision_trains = any(name == "vision" or name.startswith("vision.") for s in recipe.stages for name in s.train)
+    return LocalTeacher(
+        build(spec, recipe.seed, dtype=dtype),
+        student,
+        device=torch.device(spec.device) if spec.device else accelerator.device,
+        student_device=accelerator.device,
+        share_vision=not vision_trains,
+    )
+
+
+@contextlib.contextmanager
+def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
+    # accelerate keeps its state for the life of the process; the next run may want another precision.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        # Without this, accelerate runs a `torchrun` on a machine without a GPU as so many unrelated main processes.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="bf16" if recipe.machine.precision == "bf16" else "no",
+        log_with=list(recipe.machine.trackers) or None,
+        project_dir=str(place.trackers),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise RunError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would all write "
+            "into one run directory. Launch with `torchrun` or `accelerate launch`"
+        )
+    try:
+        yield accelerator
+    finally:
+        accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _same_bits_on_cuda(accelerator: Accelerator) -> Iterator[None]:
+    """Same recipe, same machine → same weights: CUDA must choose its deterministic kernels for that."""
+    if accelerator.device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,119 @@
+"""What a stage trains on: its sources, checked before the first step, in an order that is a function of the update."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from accelerate import Accelerator
+
+from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine, read
+from distilvlm.data.geometry import canvas, decode
+from distilvlm.models.features import FeatureReader, FeatureStore
+from distilvlm.models.files import write_whole
+from distilvlm.models.fingerprint import fingerprint
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, StageSpec
+
+from .directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A stage's data, its order, and how many updates it takes."""
+
+    data: StageData
+    order: Order
+    updates: int
+    report: DataReport
+
+
+def prepare(
+    recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerator: Accelerator, vision_trains: bool
+) -> Material:
+    """Read and check the data of stage `index`; keep the features of its pictures if the recipe wants that.
+
+    Raises:
+        DataError: a file or row can't be used (rows: unless the recipe quarantines them).
+    """
+    stage = recipe.stages[index]
+    sources = [read(recipe.data[name], name) for name in stage.data]
+    red, green, blue = (int(value * 255) for value in vlm.layout.mean)
+    background = (red, green, blue)  # LLaVA pads with the tower's mean
+    reader, unreadable = None, []
+    if recipe.pictures.features is not None:
+        if vision_trains:
+            raise ValueError(
+                f"stage '{stage.name}' trains the vision tower, so its features change: remove 'pictures.features'"
+            )
+        reader, unreadable = _features(recipe, vlm, accelerator, sources, background)
+    data = StageData(
+        sources,
+        vlm.tokenizer,
+        placeholders=vlm.layout.placeholders,
+        visual=vlm.layout.visual,
+        pictures=recipe.pictures,
+        size=vlm.layout.size,
+        max_length=stage.max_length,
+        seed=recipe.seed,
+        background=background,
+        feature_reader=reader,
+        on_bad_row=recipe.machine.on_bad_row,
+    )
+    report = data.check()
+    known = {row.key for row in report.bad}
+    report.bad.extend(row for row in unreadable if row.key not in known)
+    logger.info("stage '%s': %s", stage.name, report)
+    raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
+    if accelerator.is_main_process:
+        quarantine(place, stage, report.bad)
+    if report.bad:
+        data = data.without(report.bad)
+    # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
+    order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
+    return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
+
+
+def quarantine(place: RunDirectory, stage: StageSpec, bad: Iterable[BadRow]) -> None:
+    """Add rows to `quarantine.jsonl`, each once, however often the run is continued."""
+    lines = place.quarantine.read_text().splitlines() if place.quarantine.exists() else []
+    entries = [{"stage": stage.name, **asdict(row.key), "field": row.field, "reason": row.reason} for row in bad]
+    merged = list(dict.fromkeys([*lines, *(json.dumps(entry) for entry in entries)]))
+    if merged != lines:
+        write_whole(place.quarantine, ("\n".join(merged) + "\n").encode())
+
+
+def _features(
+    recipe: Recipe, vlm: VLM, accelerator: Accelerator, sources: Sequence[Source], background: tuple[int, int, int]
+) -> tuple[FeatureReader, list[BadRow]]:
+    """Fill the feature store, every process its share of the pictures; returns rows whose picture can't be decoded."""
+    assert recipe.pictures.features is not None
+    geometry, size = recipe.pictures.geometry, vlm.layout.size
+    tower = vlm.model.model.vision_tower.to(accelerator.device)
+    store = FeatureStore(recipe.pictures.features, vlm.layout, fingerprint(tower), geometry)
+    owners: dict[str, list[BadRow]] = {}
+    for source in sources:
+        for record in source.records:
+            for path in record.images:
+                owners.setdefault(path, []).append(BadRow(record.key, "image", ""))
+
+    def fill(rank: int, world: int) -> dict[str, str]:
+        return store.fill(
+            owners,
+            vlm,
+            lambda path: canvas(decode(path), geometry, size, background),
+            batch=32,
+            rank=rank,
+            world=world,
+            skip_unreadable=recipe.machine.on_bad_row == "quarantine",
+        )
+
+    fill(accelerator.process_index, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    unreadable = fill(0, 1)  # nothing is left to compute: it tells what other processes could not read
+    bad = [replace(row, reason=reason) for path, reason in unreadable.items() for row in owners[path]]
+    return store.reader(), bad

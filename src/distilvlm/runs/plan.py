@@ -1,0 +1,168 @@
+"""What a recipe will do, without doing it: parts, counts, updates and rows per loss term. Needs no weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distilvlm.data import DataError, RowError, Source, Template, read
+from distilvlm.models import parts
+from distilvlm.models.compose import NotHere, build
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, StageSpec, load_recipe
+from distilvlm.recipe.schema import ModelSpec, SourceSpec
+
+SAMPLED = 200
+"""Rows of a source that are encoded to estimate response rows per sample."""
+
+
+@dataclass(frozen=True)
+class PartCount:
+    name: str
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model's parts. `missing` says why they are unknown, e.g. weights that another run makes first."""
+
+    source: str
+    parts: list[PartCount]
+    visual_tokens: int | None
+    missing: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage, resolved. Rows are per sample that has them; None where the data is not here to be looked at."""
+
+    name: str
+    transform: list[str]
+    trains: list[PartCount]
+    data: list[str]
+    samples: int | None
+    updates: int | None
+    batch: int
+    lr: float
+    loss: dict[str, float]
+    rows: dict[str, float | None]  # loss term -> mean rows per sample
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `distilvlm plan` prints."""
+
+    name: str
+    student: ModelPlan
+    teacher: ModelPlan | None
+    stages: list[StagePlan]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Plan:
+    """Resolve a recipe.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        ValueError: a stage names a part that the student does not have, or that cannot train.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    student, student_plan = _model(recipe.student, recipe.seed)
+    teacher_plan = None if recipe.teacher is None else _model(recipe.teacher, recipe.seed)[1]
+    sources = {name: _source(name, spec) for name, spec in recipe.data.items()}
+    stages = [_stage(recipe, stage, student, student_plan, sources) for stage in recipe.stages]
+    return Plan(recipe.name, student_plan, teacher_plan, stages)
+
+
+def _model(spec: ModelSpec, seed: int) -> tuple[VLM | None, ModelPlan]:
+    names = (
+        [spec.source]
+        if spec.source
+        else [
+            (part.source or f"random {part.config.get('model_type', '?') if part.config else '?'}")
+            for part in (spec.vision, spec.language)
+            if part is not None
+        ]
+    )
+    source = " + ".join(str(name) for name in names)
+    try:
+        vlm = build(spec, seed, meta=True)
+    except NotHere as error:
+        return None, ModelPlan(source, [], None, missing=str(error))
+    counts = [PartCount(row.name, row.parameters, 0) for row in parts.summary(vlm.model)]
+    return vlm, ModelPlan(source, counts, sum(vlm.layout.visual))
+
+
+def _source(name: str, spec: SourceSpec) -> Source | None:
+    """The source if its file is here; a plan of a published recipe is of use before its data is downloaded."""
+    return read(spec, name) if Path(spec.path).exists() else None
+
+
+def _stage(
+    recipe: Recipe, stage: StageSpec, student: VLM | None, plan: ModelPlan, sources: dict[str, Source | None]
+) -> StagePlan:
+    trains: list[PartCount] = []
+    if student is not None:
+        table = parts.choose(student.model, stage.train).table
+        trains = [PartCount(row.name, row.parameters, row.trainable) for row in table if row.trainable]
+    counts = [_samples(recipe.data[name], sources[name]) for name in stage.data]
+    samples = None if None in counts else sum(count for count in counts if count is not None)
+    updates = stage.optim.updates
+    if updates is None and samples is not None and stage.optim.epochs is not None:
+        updates = math.ceil(round(stage.optim.epochs * math.ceil(samples / stage.optim.batch), 6))
+    weights = {name: value for name, value in stage.loss.model_dump().items() if name != "temperature" and value}
+    visual = None if plan.visual_tokens is None else float(plan.visual_tokens)
+    response = _response_rows(stage, student, sources)
+    rows = {name: response if name in ("text", "response") else visual for name in weights}
+    return StagePlan(
+        name=stage.name,
+        transform=[f"{transform.do} {', '.join(transform.parts)}" for transform in stage.transform],
+        trains=trains,
+        data=list(stage.data),
+        samples=samples,
+        updates=updates,
+        batch=stage.optim.batch,
+        lr=stage.optim.lr,
+        loss=weights,
+        rows=rows,
+    )
+
+
+def _samples(spec: SourceSpec, source: Source | None) -> int | None:
+    if source is not None:
+        return len(source.records)
+    if spec.rows is None or spec.take is None:
+        return spec.rows
+    return min(spec.rows, spec.take)
+
+
+def _response_rows(stage: StageSpec, student: VLM | None, sources: dict[str, Source | None]) -> float | None:
+    """Mean supervised tokens per sample over the first rows of each source."""
+    if student is None or student.tokenizer is None:
+        return None
+    learned: list[int] = []
+    for name in stage.data:
+        source = sources[name]
+        if source is None:
+            return None
+        template = Template.of(source.spec.template, student.tokenizer)
+        for index in range(min(SAMPLED, len(source.records))):
+            try:
+                encoded = template.encode(source.records[index], student.layout.placeholders, stage.max_length)
+            except RowError:
+                continue  # the run's own check names it; here it only would not count towards the mean
+            learned.append(encoded.learned)
+    if not learned:
+        raise DataError(f"stage '{stage.name}': none of the first {SAMPLED} rows of its data has anything to learn")
+    return sum(learned) / len(learned)

@@ -1,0 +1,39 @@
+"""Torch's random states of every process: dropout must go on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+
+def seed_stage(seed: int, stage: int, process: int) -> None:
+    """Start a stage's random numbers; every stage and process has its own."""
+    torch.manual_seed((seed * 1_000_003 + stage) * 4_099 + process)
+
+
+def states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """States of all processes; a collective call."""
+    mine = {f"{accelerator.process_index}.cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        mine[f"{accelerator.process_index}.cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return {name: state for one in gather_object([mine]) for name, state in one.items()}
+
+
+def restore(saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Put this process's states back.
+
+    Raises:
+        ValueError: the checkpoint was made by fewer processes.
+    """
+    mine = str(accelerator.process_index)
+    if f"{mine}.cpu" not in saved:
+        raise ValueError(
+            f"the checkpoint has no random state of process {mine}: continue with the number of processes it was made by"
+        )
+    torch.set_rng_state(saved[f"{mine}.cpu"])
+    if accelerator.device.type == "cuda" and f"{mine}.cuda" in saved:
+        torch.cuda.set_rng_state(saved[f"{mine}.cuda"], accelerator.device)

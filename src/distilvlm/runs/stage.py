@@ -1,0 +1,212 @@
+"""One stage of a run: prepare, continue from the last whole checkpoint, train, write checkpoints, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from distilvlm.data import Batch, batches
+from distilvlm.losses.objective import Objective
+from distilvlm.models import forward
+from distilvlm.models.files import directory_whole, remove, verify
+from distilvlm.models.fingerprint import fingerprint
+from distilvlm.recipe import Recipe
+from distilvlm.teachers import LocalTeacher
+from distilvlm.train import Loop, NonFiniteError, Task, Update
+from distilvlm.train.optim import adamw
+
+from . import checkpoint, randomness
+from .checkpoint import Position
+from .console import Reporter
+from .directory import RunDirectory, RunError
+from .events import Events
+from .material import Material, prepare, quarantine
+from .student import Student
+
+logger = logging.getLogger(__name__)
+
+
+class StageRun:
+    """Stage `index` of a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        index: int,
+        student: Student,
+        place: RunDirectory,
+        accelerator: Accelerator,
+        reporter: Reporter,
+    ) -> None:
+        self.recipe, self.index, self.stage = recipe, index, recipe.stages[index]
+        self.student, self.place, self.accelerator, self.reporter = student, place, accelerator, reporter
+        self.checkpoints = place.checkpoints(index, self.stage.name)
+        self.final = place.final(index, self.stage.name)
+
+    @property
+    def finished(self) -> bool:
+        if not self.final.exists():
+            return False
+        if problems := verify(self.final):
+            raise RunError(
+                f"the finished stage '{self.stage.name}' is damaged: {'; '.join(problems)}. Restore {self.final}, or "
+                f"remove {self.final.parent} and those of later stages to train it again"
+            )
+        return True
+
+    def replay(self) -> None:
+        """Bring the student to where this finished stage left it."""
+        self.student.replay(self.stage, self.final)
+
+    def execute(self, teacher: LocalTeacher | None) -> None:
+        """Train the stage, or what is left of it.
+
+        Raises:
+            NonFiniteError: after the batch was kept.
+        """
+        logger.info("stage '%s': %d of %d", self.stage.name, self.index + 1, len(self.recipe.stages))
+        self.student.transform(self.stage)
+        by_part = self.student.choose(self.stage)
+        self.parameters: dict[str, nn.Parameter] = {n: p for members in by_part.values() for n, p in members.items()}
+        vlm = self.student.vlm
+        if self.recipe.machine.gradient_checkpointing:
+            forward.enable_gradient_checkpointing(vlm.model)
+        vlm.model.to(self.accelerator.device)
+        vision_trains = any(name.partition(".")[0] == "vision" for name in by_part)
+        material = prepare(self.recipe, self.index, vlm, self.place, self.accelerator, vision_trains)
+        base = fingerprint(vlm.model, self.parameters.keys())
+        self.optimizer = adamw(by_part, self.stage.optim)
+        position = self._continue(base)
+
+        objective = Objective(**self.stage.loss.model_dump())
+        task = Task(vlm, objective, None if teacher is None else teacher.head)
+        loop = Loop(self.accelerator, task, self.optimizer, teacher, self.stage.optim, material.updates)
+        with self._events(position) as events:
+            try:
+                self._train(loop, material, position, events)
+            except NonFiniteError as error:
+                logger.error("the batch is kept in %s", self._keep(error))
+                raise
+            self._finish(position, events)
+        self.student.mark_trained(set(self.parameters))
+        self.accelerator.free_memory()
+
+    def _train(self, loop: Loop, material: Material, position: Position, events: Events | None) -> None:
+        every = self.recipe.machine.checkpoint_every
+        self.reporter.begin(self.stage.name, position.update, material.updates)
+        try:
+            for update in loop.run(self._updates(material, position.update)):
+                if events is not None:
+                    events.write("update", stage=self.stage.name, **asdict(update))
+                self._track(update)
+                self.reporter.update(update)
+                if update.number % every == 0 and update.number < material.updates:
+                    self._checkpoint(update.number, position.base, events)
+        finally:
+            self.reporter.end()
+
+    def _updates(self, material: Material, first: int) -> Iterator[tuple[int, int, list[Batch]]]:
+        machine, accelerator = self.recipe.machine, self.accelerator
+        stream = batches(
+            material.data,
+            material.order,
+            first,
+            material.updates,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            micro_batch=machine.micro_batch,
+            workers=machine.workers,
+        )
+        for number, micro_batches in stream:
+            bad = [row for batch in micro_batches for row in batch.bad]
+            if bad:
+                logger.warning("%d rows can't be used: they count as 0 in update %d; %s", len(bad), number + 1, bad[0])
+                quarantine(self.place, self.stage, bad)
+            yield number, len(material.order.update(number)), micro_batches
+
+    def _continue(self, base: str) -> Position:
+        """Load the last whole checkpoint if there is one; returns where to go on."""
+        found: list[Path | None] = [None]
+        if self.accelerator.is_main_process:
+            found[0] = checkpoint.last_whole(self.checkpoints)
+        broadcast_object_list(found)
+        if found[0] is None:
+            randomness.seed_stage(self.recipe.seed, self.index, self.accelerator.process_index)
+            return Position(self.stage.name, 0, self._events_before(), base)
+        position = checkpoint.read_position(found[0])
+        if position.base != base:
+            raise RunError(
+                f"{found[0]} was made on another base: something that this stage does not train has changed since "
+                "(a directory that the recipe's 'from' names, or the installed transformers). Put it back, or start "
+                "anew with another --dir"
+            )
+        states = checkpoint.load(found[0], self.parameters, self.optimizer)
+        randomness.restore(states, self.accelerator)
+        logger.info("stage '%s' continues behind update %d", self.stage.name, position.update)
+        return position
+
+    def _events_before(self) -> int:
+        """Length of events.jsonl when this stage began."""
+        if self.index == 0:
+            return 0
+        before = self.recipe.stages[self.index - 1].name
+        return checkpoint.read_position(self.place.final(self.index - 1, before)).events
+
+    @contextlib.contextmanager
+    def _events(self, position: Position) -> Iterator[Events | None]:
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        events = Events(self.place.events, keep=position.events)
+        try:
+            yield events
+        finally:
+            events.close()
+
+    def _checkpoint(self, update: int, base: str, events: Events | None) -> None:
+        states = randomness.states(self.accelerator)
+        if events is not None:
+            position = Position(self.stage.name, update, events.sync(), base)
+            directory = self.checkpoints / f"{update:08d}"
+            if directory.exists():  # made before by a run that was killed, damaged, and passed over
+                remove(directory)
+            checkpoint.save(directory, position, self.parameters, self.optimizer, states)
+            checkpoint.rotate(self.checkpoints, self.recipe.machine.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, position: Position, events: Events | None) -> None:
+        if events is not None:
+            events.write("stage_finished", stage=self.stage.name)
+            position = Position(self.stage.name, -1, events.sync(), position.base)
+            checkpoint.save(self.final, position, self.parameters, None, {})
+            if self.checkpoints.exists():
+                remove(self.checkpoints)
+        self.accelerator.wait_for_everyone()
+
+    def _track(self, update: Update) -> None:
+        if not self.recipe.machine.trackers:
+            return
+        values = {"loss": update.loss, "rate": update.rate, "gradient_norm": update.gradient_norm, **update.terms}
+        step = update.number
+        self.accelerator.log({f"{self.stage.name}/{name}": value for name, value in values.items()}, step=step)
+
+    def _keep(self, error: NonFiniteError) -> Path:
+        """Keep the batch of a non-finite loss, with where its rows come from."""
+        batch = error.batch
+        name = f"{self.stage.name}-{error.update:08d}-{self.accelerator.process_index}"
+        directory = self.place.failures / name
+        with directory_whole(directory, replace=True) as partial:
+            tensors = {n: v.cpu().contiguous() for n, v in vars(batch).items() if isinstance(v, Tensor)}
+            save_file(tensors, partial / "batch.safetensors")
+            report = {"error": str(error), "terms": error.terms, "rows": [asdict(key) for key in batch.keys]}
+            (partial / "report.json").write_text(json.dumps(report, indent=1))
+        return directory

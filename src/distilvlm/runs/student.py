@@ -1,0 +1,66 @@
+"""The student's weights along the stages: what each transform and each finished stage does to them.
+
+A continued run replays this from the recipe, so weights that no stage trains are never stored twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distilvlm.models import parts
+from distilvlm.models.compose import build
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe.schema import Recipe, StageSpec
+
+from . import checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Student:
+    """The student and which of its parameters stages have changed since the start."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._changed: set[str] = set()
+        self.vlm: VLM = build(recipe.student, recipe.seed)
+
+    def transform(self, stage: StageSpec) -> None:
+        """Apply what the stage does to the student before it trains."""
+        for transform in stage.transform:
+            self._reset(transform.parts)
+
+    def choose(self, stage: StageSpec) -> dict[str, dict[str, nn.Parameter]]:
+        """Freeze all but what the stage trains; returns part -> name -> parameter."""
+        return parts.choose(self.vlm.model, stage.train).parameters
+
+    def mark_trained(self, names: set[str]) -> None:
+        self._changed |= names
+
+    def replay(self, stage: StageSpec, final: Path) -> None:
+        """Do to the student what a finished stage did."""
+        self.transform(stage)
+        trained = {name: p for members in self.choose(stage).values() for name, p in members.items()}
+        checkpoint.load_weights(final, trained)
+        self.mark_trained(set(trained))
+
+    def _reset(self, names: list[str]) -> None:
+        """Put parts back to their weights before the first stage."""
+        wanted: dict[str, nn.Parameter] = {}
+        for part in names:
+            wanted |= parts.parameters_of(self.vlm.model, part)
+        stale = wanted.keys() & self._changed
+        if not stale:
+            logger.info("reset of %s: no stage has changed it, nothing to do", ", ".join(names))
+            return
+        # Built again rather than kept: a copy of a large language model for the sake of one moment is dear.
+        fresh = dict(build(self._recipe.student, self._recipe.seed).model.named_parameters())
+        with torch.no_grad():
+            for name in stale:
+                wanted[name].copy_(fresh[name])
+        self._changed -= stale
+        logger.info("reset of %s: %d parameters back to their starting weights", ", ".join(names), len(stale))

@@ -1,0 +1,162 @@
+"""One loop for every stage: micro-batches in, one optimiser update out, nothing written.
+
+Loss of an update = sum of per-sample losses / samples of the whole update over all processes and micro-batches. The
+sampler knows that number on every process, so neither micro-batch size, accumulation nor the number of processes changes
+the objective.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from distilvlm.data.batch import Batch
+from distilvlm.models import forward
+from distilvlm.recipe.schema import OptimSpec
+from distilvlm.teachers import LocalTeacher
+
+from .optim import set_rates
+from .task import Task
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimiser update did. `terms` are means over its samples, each without its weight."""
+
+    number: int  # 1-based: how many updates the stage has made
+    loss: float
+    terms: dict[str, float]
+    rate: float  # learning rate of the first group
+    gradient_norm: float
+    samples: int
+    seconds: float
+
+
+class NonFiniteError(RuntimeError):
+    """A loss term or gradient is not finite: the update was not made. Keeps the batch for inspection."""
+
+    def __init__(self, what: str, update: int, terms: dict[str, float], batch: Batch) -> None:
+        self.what, self.update, self.terms, self.batch = what, update, terms, batch
+        rows = ", ".join(f"{key.file} row {key.row}" for key in batch.keys[:8])
+        super().__init__(
+            f"{what} is not finite at update {update} (terms: {terms}; rows: {rows}). The update was not made. "
+            "Lower optim.lr, set optim.clip, or look at the kept batch"
+        )
+
+
+class Loop:
+    """Trains one stage.
+
+    Args:
+        accelerator: devices, processes and mixed precision.
+        task: the student with the stage's objective; prepared (wrapped) here.
+        optimizer: over the task's trainable parameters.
+        teacher: None for a stage of text loss only.
+        spec: rates and schedule.
+        updates: updates of the whole stage (the schedule's length).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        teacher: LocalTeacher | None,
+        spec: OptimSpec,
+        updates: int,
+    ) -> None:
+        self.accelerator, self.task, self.teacher = accelerator, task, teacher
+        self.spec, self.updates = spec, updates
+        self.wrapped = accelerator.prepare_model(task)
+        self.optimizer = optimizer
+
+    def run(self, updates: Iterable[tuple[int, int, list[Batch]]]) -> Iterator[Update]:
+        """Make an update for each `(update number from 0, samples in it, micro-batches of this process)`.
+
+        Raises:
+            NonFiniteError: before anything is changed by the update concerned.
+        """
+        self.wrapped.train()
+        started = time.perf_counter()
+        for number, samples, micro_batches in updates:
+            rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
+            self.optimizer.zero_grad(set_to_none=True)
+            sums: dict[str, float] = {}
+            # A process that has no sample in this update still joins the others' gradient synchronisation.
+            for index, batch in enumerate(micro_batches or [idle_batch()]):
+                last = index == max(0, len(micro_batches) - 1)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                    values = self._forward_backward(batch, samples, number)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value
+            norm = self._clip(micro_batches, number, sums)
+            self.optimizer.step()
+            totals = self._over_processes(sums)
+            now = time.perf_counter()
+            yield Update(number + 1, totals.pop("loss"), totals, rate, norm, samples, now - started)
+            started = time.perf_counter()
+
+    def _forward_backward(self, batch: Batch, samples: int, number: int) -> dict[str, float]:
+        """Add one micro-batch's gradient; returns its loss and terms, divided by the update's samples."""
+        batch = batch.to(self.accelerator.device)
+        objective = self.task.objective
+        rows = objective.rows(batch.response_rows, batch.visual_rows)
+        features = batch.features
+        if features is None and batch.pictures is not None and not self.task.vision_trains:
+            with torch.no_grad(), self.accelerator.autocast():
+                features = forward.vision_features(self.task.student, self.task.layout, batch.pictures)
+        targets = None
+        if self.teacher is not None:
+            shared = features if self.teacher.shares_vision else None
+            with self.accelerator.autocast():
+                targets = self.teacher.targets(batch, rows, shared)
+        result = self.wrapped(batch, features, targets, rows, samples)
+        values = {"loss": result["loss"].detach(), **result["terms"]}
+        values = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            named = [name for name in bad if name != "loss"] or bad
+            raise NonFiniteError("loss term " + ", ".join(named), number + 1, values, batch)
+        # DDP averages gradients over processes; our loss is already divided by the samples of all of them.
+        self.accelerator.backward(result["loss"] * self.accelerator.num_processes)
+        return values
+
+    def _clip(self, micro_batches: list[Batch], number: int, sums: dict[str, float]) -> float:
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.spec.clip if self.spec.clip is not None else math.inf
+        norm = self.accelerator.clip_grad_norm_(trained, limit)
+        value = float(norm) if norm is not None else 0.0
+        if not math.isfinite(value):
+            raise NonFiniteError("the gradient", number + 1, sums, micro_batches[-1] if micro_batches else idle_batch())
+        return value
+
+    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return dict(sums)
+        packed = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
+        total: Tensor = self.accelerator.reduce(packed, reduction="sum")  # type: ignore[assignment]
+        return dict(zip(sums, total.tolist(), strict=True))
+
+
+def idle_batch() -> Batch:
+    """A batch of no weight, for a process that has no sample in an update."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        input_ids=torch.zeros(1, 2, dtype=torch.int64),
+        attention_mask=torch.ones(1, 2, dtype=torch.int64),
+        placeholder_rows=none,
+        visual_rows=none,
+        response_rows=none,
+        response_targets=none,
+        weights=torch.zeros(1),
+        pictures=None,
+        features=None,
+        keys=(),
+    )

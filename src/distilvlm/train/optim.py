@@ -1,0 +1,90 @@
+"""Optimiser groups and the learning-rate schedule of a stage.
+
+The schedule is a pure function of the update's number, so a run that continues needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distilvlm.recipe.schema import OptimSpec
+
+
+def adamw(parameters: Mapping[str, Mapping[str, nn.Parameter]], spec: OptimSpec) -> torch.optim.AdamW:
+    """AdamW over the parameters that train.
+
+    Args:
+        parameters: part name -> parameter name -> parameter.
+        spec: rates, betas and decay. Decay is applied to matrices only, not to biases and norms.
+
+    Raises:
+        ValueError: `rates` names a part that does not train.
+    """
+    unknown = set(spec.rates) - set(parameters)
+    if unknown:
+        raise ValueError(f"optim.rates names {sorted(unknown)}, but this stage trains {sorted(parameters)}")
+    groups = []
+    for part, members in parameters.items():
+        rate = spec.rates.get(part, spec.lr)
+        for decays in (True, False):
+            chosen = [p for p in members.values() if (p.ndim >= 2) == decays]
+            if chosen:
+                decay = spec.weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay, "part": part})
+    return torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, spec: OptimSpec, update: int, updates: int) -> float:
+    """Set every group's rate for `update` (0-based) of `updates`; returns the factor."""
+    factor = rate_factor(spec, update, updates)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return factor
+
+
+def rate_factor(spec: OptimSpec, update: int, updates: int) -> float:
+    """Share of the full rate at `update` (0-based): linear warm-up from 0, then the schedule down to 0.
+
+    The shape of transformers' `get_cosine_schedule_with_warmup` (which LLaVA-KD uses through its Trainer): the warm-up
+    has ceil(warmup · updates) updates and the first of them has rate 0.
+    """
+    rising = math.ceil(spec.warmup * updates)
+    if update < rising:
+        return update / max(1, rising)
+    progress = (update - rising) / max(1, updates - rising)
+    if spec.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 - progress if spec.schedule == "linear" else 1.0
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, `parameter name::state key`: it is kept as safetensors, not pickled."""
+    return {
+        f"{names[parameter]}::{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[nn.Parameter, str]
+) -> None:
+    """Put `state_tensors` back.
+
+    Raises:
+        ValueError: the tensors are not those of the parameters that train.
+    """
+    by_name = {name: parameter for parameter, name in names.items()}
+    owners = {key.rpartition("::")[0] for key in tensors}
+    if tensors and owners != set(by_name):
+        odd = sorted(owners ^ set(by_name))
+        raise ValueError(f"the optimiser's state is of other parameters: {odd[:5]} ({len(odd)} names differ)")
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("::")
+        parameter = by_name[name]
+        # AdamW keeps its step counter on the host, the moments beside the parameter.
+        optimizer.state[parameter][entry] = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
