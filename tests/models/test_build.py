@@ -21,7 +21,8 @@ from transformers import (
 
 from distilvlm.models import parts
 from distilvlm.models.compose import build
-from distilvlm.models.sources import NotHere
+from distilvlm.models.save import save
+from distilvlm.models.sources import NotHere, drawn
 from distilvlm.recipe.schema import ModelSpec
 
 VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -164,12 +165,32 @@ def test_parts_are_drawn_independently_of_each_other(spec):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_no_two_parts_are_drawn_alike():
+    draws = []
+    for part in ("vision", "language", "projector"):
+        with drawn(0, part):
+            draws.append(torch.randn(4).tolist())
+    assert len({tuple(draw) for draw in draws}) == 3
+
+
 def test_the_projector_starts_as_published(spec):
     vlm = build(spec("clip", "llama", projector={"init_std": 0.02}), 0)
     projector = vlm.model.model.multi_modal_projector
     weights = torch.cat([projector.linear_1.weight.flatten(), projector.linear_2.weight.flatten()])
     assert weights.std().item() == pytest.approx(0.02, rel=0.1) and abs(weights.mean().item()) < 0.002
     assert not projector.linear_1.bias.any() and not projector.linear_2.bias.any()
+
+
+@pytest.mark.parametrize("language", ["llama", "llama-tied"])  # with a spare row for <image>, and without
+def test_a_saved_model_is_built_again_whole_or_as_a_plan(make, tmp_path, language):
+    vlm = make("dinov2-registers", language)
+    save(vlm, tmp_path / "model", "square")
+    spec = ModelSpec.model_validate({"from": str(tmp_path / "model")})
+    again, plan = build(spec, 1), build(spec, 1, meta=True)
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in bits(vlm.model).items())
+    assert again.layout == vlm.layout == plan.layout
+    assert again.image_id == vlm.image_id == plan.image_id
+    assert parts.summary(plan.model) == parts.summary(again.model) == parts.summary(vlm.model)
 
 
 def test_an_unknown_key_of_an_architecture_names_the_nearest(make):

@@ -96,6 +96,15 @@ def test_a_frozen_tower_has_no_graph_and_no_dropout(make):
     assert torch.equal(first, second)
 
 
+def test_a_tower_that_trains_has_a_graph_unless_nobody_wants_one(make):
+    vlm = make("clip", "llama")
+    parts.choose(vlm.model, ["vision"])
+    pictures = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8)
+    assert forward.vision_features(vlm.model, vlm.layout, pictures).requires_grad
+    with torch.no_grad():
+        assert not forward.vision_features(vlm.model, vlm.layout, pictures).requires_grad
+
+
 @pytest.mark.parametrize("vision", TOWERS)
 def test_everything_that_trains_gets_a_gradient_and_nothing_else(make, make_batch, vision):
     """What is 'unread' is known by name only; autograd says what is true."""

@@ -43,15 +43,11 @@ def cut_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfi
     """A copy of a language model's configuration for the layers `kept` only."""
     total = config.num_hidden_layers
     config = copy.deepcopy(config)
-    for name, value in vars(config).items():
-        # `layer_types` (full or sliding attention) and its kin: one entry per layer.
-        if (
-            isinstance(value, (list, tuple))
-            and len(value) == total
-            and name.startswith(("layer_", "layers_", "no_rope_"))
-        ):
-            setattr(config, name, [value[index] for index in kept])
     config.num_hidden_layers = len(kept)
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):  # one entry per layer
+        values = getattr(config, name, None)
+        if isinstance(values, (list, tuple)) and len(values) == total:
+            setattr(config, name, [values[index] for index in kept])
     return config
 
 
