@@ -34,12 +34,13 @@ from distilvlm.losses.relation import (
 )
 from distilvlm.losses.row_order import OrderedRows
 
-CHUNK_ELEMENTS = 2**24
-"""Logits of one chunk, rows × vocab, for each of the two models: 64 MiB in fp32."""
+CHUNK_ELEMENTS = 12 * 2**20
+"""Logits of one chunk, rows × vocab, for each of the two models: 48 MiB in fp32. Two-byte logits get twice as many."""
 
-TILE_ELEMENTS = 2**18
-"""Logits visited together on a CPU. The dozen elementwise passes of a tile stay in a core's cache instead of going
-through memory each; a tile of the whole chunk is about five times slower. Other devices take the chunk whole."""
+TILE_ELEMENTS = 2**17
+"""Logits that each thread of a CPU visits together. The dozen elementwise passes of a tile stay in the cores' caches
+instead of going through memory each; with the whole chunk as one tile they take about five times as long. Other devices
+take the chunk whole."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def linear_distillation(
     labels: [rows] int64, the id that the row predicts (already shifted), −100 for no text target.
     text_weight, divergence_weight: [rows]; a row with neither costs nothing.
     divergence: a key of `divergences.DIVERGENCES`; temperature divides both logits, there is no τ² factor.
-    chunk_elements: logits held at a time; does not change the result.
+    chunk_elements: logits of each model held at a time, counted as fp32; does not change the result.
     relation_rows: index tensors into the rows, one per sample. For each, the relation matrix Z Zᵀ of its student logits
         comes back in `.relations`; it shares the logits and the head's gradient buffer with the other terms, which is
         how a head that trains gets its relation loss (see relation.py for a frozen one).
@@ -246,7 +247,7 @@ def _sweep(
     shares = shares_logits(rows.related, head)
     projected = torch.empty_like(related) if shares else related @ build_gram(head[:common]).to(precision)
 
-    size = max(1, min(work.chunk_elements // head.shape[0], rows.used))
+    size = max(1, min(work.chunk_elements * 4 // head.element_size() // head.shape[0], rows.used))
     logits = head.new_empty(size, head.shape[0])
     teacher = _TeacherLogits.of(work, size)
     for start in range(0, rows.used, size):
@@ -295,7 +296,10 @@ class _TeacherLogits:
 
 
 def _tiles(start: int, stop: int, chunk: Tensor) -> list[slice]:
-    size = max(1, TILE_ELEMENTS // chunk.shape[1]) if chunk.device.type == "cpu" else max(1, chunk.shape[0])
+    size = max(1, chunk.shape[0])
+    if chunk.device.type == "cpu":
+        # torch's softmax hands whole rows to threads, so a tile has at least one for each.
+        size = torch.get_num_threads() * max(1, TILE_ELEMENTS // chunk.shape[1])
     return [slice(left, min(left + size, stop)) for left in range(start, stop, size)]
 
 
