@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distilvlm.train import Update
 
+CONSOLE = Console(stderr=True)
+"""Log lines and progress share it, so that a line never cuts a bar in two."""
+
 PLAIN_EVERY = 15.0
 """Seconds between plain lines: enough to see life in a log file, few enough to read it."""
 

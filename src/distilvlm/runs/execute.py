@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from rich.console import Console
 
 from distilvlm.data import export_chat_template
 from distilvlm.models.compose import build
@@ -22,7 +21,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
 from distilvlm.teachers import LocalTeacher
 
-from .console import reporter
+from .console import CONSOLE, reporter
 from .directory import RunDirectory, RunError
 from .stage import StageRun
 from .student import Student
@@ -79,7 +78,7 @@ def run(
 def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> None:
     student = Student(recipe)
     teacher: LocalTeacher | None = None
-    console = reporter(Console(stderr=True) if accelerator.is_main_process else None)
+    console = reporter(CONSOLE if accelerator.is_main_process else None)
     with _same_bits_on_cuda(accelerator):
         for index, stage in enumerate(recipe.stages):
             run_of_stage = StageRun(recipe, index, student, place, accelerator, console)

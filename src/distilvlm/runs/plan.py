@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distilvlm.data import DataError, RowError, Source, Template, read
+from distilvlm.data import DataError, Source, Template, read
+from distilvlm.data.problems import RowError
 from distilvlm.models import parts
-from distilvlm.models.compose import NotHere, build
+from distilvlm.models import NotHere, build
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec
@@ -23,7 +24,6 @@ SAMPLED = 200
 class PartCount:
     name: str
     parameters: int
-    trainable: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _model(spec: ModelSpec, seed: int) -> tuple[VLM | None, ModelPlan]:
         vlm = build(spec, seed, meta=True)
     except NotHere as error:
         return None, ModelPlan(source, [], None, missing=str(error))
-    counts = [PartCount(row.name, row.parameters, 0) for row in parts.summary(vlm.model)]
+    counts = [PartCount(row.name, row.parameters) for row in parts.summary(vlm.model)]
     return vlm, ModelPlan(source, counts, sum(vlm.layout.visual))
 
 
@@ -114,8 +114,8 @@ def _stage(
 ) -> StagePlan:
     trains: list[PartCount] = []
     if student is not None:
-        table = parts.choose(student.model, stage.train).table
-        trains = [PartCount(row.name, row.parameters, row.trainable) for row in table if row.trainable]
+        chosen = parts.choose(student.model, stage.train).parameters
+        trains = [PartCount(name, sum(p.numel() for p in members.values())) for name, members in chosen.items()]
     counts = [_samples(recipe.data[name], sources[name]) for name in stage.data]
     samples = None if None in counts else sum(count for count in counts if count is not None)
     updates = stage.optim.updates

@@ -28,6 +28,9 @@ class Student:
         self._recipe = recipe
         self._changed: set[str] = set()
         self.vlm: VLM = build(recipe.student, recipe.seed)
+        for stage in recipe.stages:  # a wrong name in the last stage must not come to light after days
+            for name in [*stage.train, *(part for transform in stage.transform for part in transform.parts)]:
+                parts.parameters_of(self.vlm.model, name)
 
     def transform(self, stage: StageSpec) -> None:
         """Apply what the stage does to the student before it trains."""
