@@ -6,21 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden_cases import find
+from tests.golden_cases import Golden, find
+
+SHIPPED = Path(__file__).parent / "golden"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--golden",
-        type=Path,
-        default=Path(__file__).parent / "golden",
-        metavar="DIR",
-        help="directory of .npz files with golden cases; default: tests/golden",
-    )
+def asked_for(config: pytest.Config) -> Golden:
+    return find(config.getoption("--golden") or SHIPPED)  # the option is registered by distilvlm.pytest_plugin
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    golden = find(config.getoption("golden"))
+    golden = asked_for(config)
     lines = [f"golden cases: {len(golden.cases)} in {golden.directory}"]
     if golden.not_built:
         lines.append(f"golden files of methods that are not built yet, not collected: {', '.join(golden.not_built)}")
@@ -28,6 +24,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "golden_case" in metafunc.fixturenames:
-        cases = find(metafunc.config.getoption("golden")).cases
-        metafunc.parametrize("golden_case", cases, ids=[f"{case.file}:{case.name}" for case in cases])
+    for fixture, golden in (("golden_case", asked_for(metafunc.config)), ("shipped_case", find(SHIPPED))):
+        if fixture in metafunc.fixturenames:
+            ids = [f"{case.file}:{case.name}" for case in golden.cases]
+            metafunc.parametrize(fixture, golden.cases, ids=ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class Golden:
     not_built: list[str]
 
 
+@cache
 def find(directory: Path) -> Golden:
     """Cases are named `<case>/<array>`; an array without a slash is a case of its own, whose array is named ''."""
     files = sorted(directory.glob("*.npz"))
