@@ -56,7 +56,8 @@ class Sample:
         # Scaled so that logits have a spread of about 2, as a language model's do.
         self.student = random(rows, options.student, 1.0).requires_grad_()
         self.student_head = random(vocabulary, options.student, 2 * options.student**-0.5)
-        self.student_head.requires_grad_(head == "trained")
+        if head == "trained":  # what trains is held in fp32, also where autocast multiplies in bf16
+            self.student_head = self.student_head.float().requires_grad_()
         self.teacher = random(rows, options.teacher, 1.0)
         self.teacher_head = random(vocabulary, options.teacher, 2 * options.teacher**-0.5)
         self.targets = torch.randint(0, vocabulary, (self.response,))
@@ -94,8 +95,9 @@ def reference(sample: Sample) -> Tensor:
         return kl_div(student[rows].log_softmax(-1), teacher[rows].softmax(-1), reduction="batchmean")
 
     visual, response = slice(0, sample.visual), slice(sample.visual, None)
-    relation_student = student[visual] @ student[visual].T
-    relation_teacher = teacher[visual] @ teacher[visual].T
+    with torch.autocast("cpu", enabled=False):
+        relation_student = student[visual] @ student[visual].T
+        relation_teacher = teacher[visual] @ teacher[visual].T
     relation = 1 - cosine_similarity(relation_teacher.flatten(), relation_student.flatten(), dim=0)
     return cross_entropy(student[response], sample.targets) + divergence(response) + divergence(visual) + relation
 
@@ -109,6 +111,11 @@ def products(sample: Sample) -> None:
             logits @ sample.student_head
             if sample.student_head.requires_grad:
                 logits.T @ sample.student[rows]
+
+
+def backward(loss: Tensor) -> None:
+    with torch.autocast("cpu", enabled=False):  # as a training loop does
+        loss.backward()
 
 
 class Peak:
@@ -149,17 +156,18 @@ def measure(options: argparse.Namespace, vocabulary: int, dtype: str, head: str,
         if what == "gram":
             return time.perf_counter() - start, 0.0
     step: Callable[[], object] = {
-        "ours": lambda: ours(sample, grams).backward(),
-        "reference": lambda: reference(sample).backward(),
+        "ours": lambda: backward(ours(sample, grams)),
+        "reference": lambda: backward(reference(sample)),
         "products": lambda: products(sample),
     }[what]
-    with Peak() as peak:
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        with Peak() as peak:
+            step()
+        for leaf in sample.leaves():
+            leaf.grad = None
+        start = time.perf_counter()
         step()
-    for leaf in sample.leaves():
-        leaf.grad = None
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start, peak.mib
+        return time.perf_counter() - start, peak.mib
 
 
 def measure_apart(arguments: list[str]) -> tuple[float, float]:

@@ -177,8 +177,13 @@ def test_frozen_head_gets_no_gradient_and_costs_none(monkeypatch):
     close(torch.autograd.grad(frozen.run().loss, this.student)[0], expected)
 
 
-def test_evaluation_gives_the_same_values_without_gradients():
+def test_evaluation_gives_the_same_values_without_gradients(monkeypatch):
     this = case()
+
+    def refuse(*_):
+        raise AssertionError("a gradient was computed")
+
+    monkeypatch.setattr(linear, "_add_outer", refuse)
     with torch.no_grad():
         out = this.run()
     assert not out.loss.requires_grad
@@ -222,13 +227,13 @@ def test_autocast_multiplies_in_bf16_and_keeps_an_fp32_gradient():
         teacher=this.teacher.bfloat16().float(),
         teacher_head=this.teacher_head.bfloat16().float(),
     )
+    expected = rounded.run().loss
     with torch.autocast("cpu", torch.bfloat16):
         out = this.run()
-    gradients = this.gradients(out.loss)
-    expected = rounded.run().loss
+        assert torch.equal(out.text, rounded.run().text), "inputs were not rounded to bf16"
     assert abs(out.loss - expected) > 1e-6, "logits were not rounded to bf16"
     close(out.loss, expected, 1e-2)
-    for actual, wanted in zip(gradients, rounded.gradients(expected), strict=True):
+    for actual, wanted in zip(this.gradients(out.loss), rounded.gradients(expected), strict=True):
         assert actual.dtype == torch.float32
         assert (actual - wanted).norm() < 2e-2 * wanted.norm()
 
@@ -240,6 +245,7 @@ def test_autocast_multiplies_in_bf16_and_keeps_an_fp32_gradient():
         ({}, {"temperature": 0.0}, "temperature must be positive"),
         ({"labels": torch.zeros(4, dtype=torch.long)}, {}, "labels has 4 rows, student_hidden 23"),
         ({"teacher": None, "teacher_head": None}, {}, "there is no teacher"),
+        ({"student_head": torch.zeros(30, 8, dtype=torch.float16)}, {}, "cannot work in fp16"),
     ],
 )
 def test_refusals_say_what_to_do(change, options, message):

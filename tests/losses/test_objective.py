@@ -198,6 +198,22 @@ def test_rows_that_are_not_at_hand_are_refused(world):
         )  # fmt: skip
 
 
+def test_autocast_stays_close_in_every_term(world):
+    """A head that trains shares its bf16 logits with the relation loss."""
+    world.student_head = world.student_head.detach().float().requires_grad_()
+    world.teacher_head = world.teacher_head.float()
+    for sample in world.samples:
+        sample.student, sample.teacher = sample.student.detach().float().requires_grad_(), sample.teacher.float()
+    expected = world.run(ALL, list(range(7)))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = world.run(ALL, list(range(7)))
+    for name, value in out.terms.items():
+        torch.testing.assert_close(value, expected.terms[name], atol=0, rtol=1e-2)
+    for actual, wanted in zip(world.gradients(out.loss), world.gradients(expected.loss), strict=True):
+        assert actual.dtype == torch.float32
+        assert (actual - wanted).norm() <= 2e-2 * wanted.norm()
+
+
 def test_evaluation_runs_without_gradients(world):
     with torch.no_grad():
         out = world.run(ALL, list(range(7)))

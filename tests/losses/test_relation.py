@@ -63,6 +63,14 @@ def test_no_visual_rows_is_zero_and_connected():
     assert not torch.autograd.grad(loss, this[1])[0].any()
 
 
+def test_a_vanishing_matrix_is_at_distance_one_not_nan():
+    hidden, head, *teacher = inputs(5)
+    hidden = torch.zeros_like(hidden).requires_grad_()
+    loss = relation(hidden, head, *teacher)
+    assert loss == 1
+    assert torch.autograd.grad(loss, hidden)[0].isfinite().all()
+
+
 def test_rows_of_different_number_are_refused():
     this = inputs(5)
     with pytest.raises(ValueError, match=r"student has 5 .* teacher 4"):

@@ -83,8 +83,8 @@ def linear_distillation(
     vocabulary. Products run in the dtype of the head, or in autocast's; everything else, and the head's gradient, in
     fp32 (float64 where an input is float64). `.text` and `.divergence` are values per row, before weights.
 
-    Raises `ValueError` for an unknown divergence, a temperature that is not positive, rows that do not match, or a
-    divergence weight without a teacher. Gradients cannot be differentiated again.
+    Raises `ValueError` for an unknown divergence, a temperature that is not positive, rows that do not match, a
+    divergence weight without a teacher, or fp16. Gradients cannot be differentiated again.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; known are {', '.join(DIVERGENCES)}")
@@ -125,10 +125,14 @@ def linear_distillation(
 
 def _product_dtype(head: Tensor) -> torch.dtype:
     """The dtype that `linear` would multiply this head in: autocast's where that is on, else its own."""
-    device = head.device.type
-    if torch.is_autocast_enabled(device) and head.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return head.dtype
+    device, dtype = head.device.type, head.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    if dtype == torch.float16:
+        # The gradient of a logit is formed before any loss scaling, and weight · p of one id of a large vocabulary is
+        # below fp16's smallest number.
+        raise ValueError("the loss head cannot work in fp16, where its gradients vanish: use bf16 or fp32")
+    return dtype
 
 
 @dataclass(frozen=True)

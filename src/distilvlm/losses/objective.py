@@ -119,7 +119,8 @@ class Objective:
             ("visual", self.visual, distilled.divergence, visual),
         ):
             if weight:
-                terms[name] = per_row @ mean.spread / samples_in_update
+                # Not a matrix product: autocast would round the rows' values to bf16.
+                terms[name] = (per_row * mean.spread).sum() / samples_in_update
         if self.relation and teacher_hidden is not None and teacher_head is not None:
             common = min(student_head.shape[0], teacher_head.shape[0])
             total = loss.new_zeros(())
