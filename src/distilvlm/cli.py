@@ -72,13 +72,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Ask a model every question of a data file; exact match and accuracy with 95% intervals."""
+    import torch
+
+    from distilvlm.data import read
     from distilvlm.evaluate import as_table
     from distilvlm.evaluate import evaluate as measure
     from distilvlm.models.features import FeatureReader
     from distilvlm.models.save import geometry_of, load
     from distilvlm.recipe import SourceSpec
-    from distilvlm.data import read
-    import torch
 
     source = read(SourceSpec(path=str(data), images=None if images is None else str(images)), "data")
     vlm = load(model)

@@ -1,8 +1,8 @@
 """Runs recipes in forked children that die where they are told to: one import of torch for hundreds of kills.
 
-Reads one JSON object a line from standard input: {recipe, directory, die_at, world, disable, overrides}; answers one line:
-{"statuses": [...], "operations": [...]}. `die_at` is the number of the file operation (or the label) before which the
-child kills itself with SIGKILL. The server itself never runs autograd, which does not survive a fork.
+Reads one JSON object a line from standard input: {recipe, directory, log, die_at, world, disable, overrides}; answers
+one line: {"statuses": [...]}. `die_at` is the number of the file operation or optimiser step before which a child kills
+itself with SIGKILL. The server itself never runs autograd, which does not survive a fork.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ transformers.logging.set_verbosity_error()
 class Deathbed:
     """Counts file operations and optimiser steps of this process, and kills it before a chosen one."""
 
-    def __init__(self, die_at: int | str | None, log: Path, directory: Path) -> None:
+    def __init__(self, die_at: int | None, log: Path, directory: Path) -> None:
         self.die_at, self.log, self.directory, self.count = die_at, log.open("a"), directory, 0
         for module, name in [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree")]:
             setattr(module, name, self._wrap(getattr(module, name), name))
@@ -40,7 +40,7 @@ class Deathbed:
         def counted(*arguments: Any, **options: Any) -> Any:
             label = self._label(name, arguments)
             self.count += 1
-            if self.die_at in (self.count, label):
+            if self.die_at == self.count:
                 os.kill(os.getpid(), signal.SIGKILL)
             print(label, file=self.log, flush=True)
             return function(*arguments, **options)
@@ -52,7 +52,7 @@ class Deathbed:
             return "step"
         target = arguments[-1] if name in ("replace", "rename") else arguments[0]
         if isinstance(target, int):
-            target = os.readlink(f"/proc/self/fd/{target}")
+            target = Path(f"/proc/self/fd/{target}").readlink()
         tail = str(target).removeprefix(str(self.directory))
         while ".partial-" in tail:  # random names
             start = tail.index(".partial-")
@@ -92,7 +92,8 @@ def serve() -> None:
                 os._exit(0)
             children.append(pid)
         statuses = [os.waitpid(pid, 0)[1] for pid in children]
-        print(json.dumps({"statuses": statuses}), flush=True)
+        sys.stdout.write(json.dumps({"statuses": statuses}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ RUN/
   recipe.yaml                  what is run, resolved
   events.jsonl                 every term of every update
   quarantine.jsonl             rows that could not be used
+      data/                        what the check of each data set found, so that continuing does not look again
   stages/00-dpt/
     checkpoints/00000500/      what continuing needs, while the stage runs
     final/                     what the stage trained

@@ -54,7 +54,7 @@ def run(
         directory: the run's directory; default `runs/NAME`.
 
     Raises:
-        RecipeError, RunError, DataError, TeacherRefused: before the first step, naming what to change.
+        RecipeError, RunError, DataError, TeacherError: before the first step, naming what to change.
         NonFiniteError: a loss term or gradient was not finite; the batch is kept under `failures/`.
     """
     if not isinstance(recipe, Recipe):
@@ -126,15 +126,19 @@ def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
         log_with=list(recipe.machine.trackers) or None,
         project_dir=str(place.trackers),
     )
+    if recipe.machine.trackers:
+        accelerator.init_trackers(recipe.name, config={"recipe": str(place.recipe)})
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RunError(
-            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would all write "
-            "into one run directory. Launch with `torchrun` or `accelerate launch`"
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would all "
+            "write into one run directory. Launch with `torchrun` or `accelerate launch`"
         )
     try:
         yield accelerator
     finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
         accelerator.free_memory()
 
 

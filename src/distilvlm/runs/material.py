@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -64,7 +66,8 @@ def prepare(
         feature_reader=reader,
         on_bad_row=recipe.machine.on_bad_row,
     )
-    report = data.check()
+    with accelerator.main_process_first():  # the others find the main process's report
+        report = _checked(data, stage, place)
     known = {row.key for row in report.bad}
     report.bad.extend(row for row in unreadable if row.key not in known)
     logger.info("stage '%s': %s", stage.name, report)
@@ -76,6 +79,26 @@ def prepare(
     # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
     order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
     return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
+
+
+def _checked(data: StageData, stage: StageSpec, place: RunDirectory) -> DataReport:
+    """`data.check()`, or what it found when this run looked at the same files before.
+
+    A check tokenises every row: minutes for a published data set, and a run may be continued often.
+    """
+    files = [(Path(source.spec.path).absolute(), source.spec.model_dump(mode="json")) for source in data.sources]
+    looked_at = [
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns, spec, stage.max_length, data.placeholders]
+        for path, spec in files
+    ]
+    digest = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
+    kept = place.path / "data" / f"{digest[:16]}.json"
+    if kept.exists():
+        return DataReport(**json.loads(kept.read_text()))
+    report = data.check()
+    if not report.bad:  # bad rows are looked at again: they may have been mended
+        write_whole(kept, json.dumps(asdict(report)).encode())
+    return report
 
 
 def quarantine(place: RunDirectory, stage: StageSpec, bad: Iterable[BadRow]) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 from distilvlm.data import DataError, Source, Template, read
 from distilvlm.data.problems import RowError
-from distilvlm.models import parts
-from distilvlm.models import NotHere, build
+from distilvlm.models import NotHere, build, parts
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec

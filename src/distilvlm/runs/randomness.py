@@ -32,7 +32,7 @@ def restore(saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
     mine = str(accelerator.process_index)
     if f"{mine}.cpu" not in saved:
         raise ValueError(
-            f"the checkpoint has no random state of process {mine}: continue with the number of processes it was made by"
+            f"the checkpoint has no random state of process {mine}: continue with as many processes as made it"
         )
     torch.set_rng_state(saved[f"{mine}.cpu"])
     if accelerator.device.type == "cuda" and f"{mine}.cuda" in saved:

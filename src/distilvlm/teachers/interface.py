@@ -13,7 +13,7 @@ from torch import Tensor
 from distilvlm.data.batch import Batch
 
 
-class TeacherRefused(ValueError):
+class TeacherError(ValueError):
     """This teacher cannot give what a stage needs; raised before the first step, with the fix."""
 
 

@@ -12,7 +12,7 @@ from distilvlm.models import forward
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.vlm import VLM
 
-from .interface import Targets, TeacherRefused
+from .interface import Targets, TeacherError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class LocalTeacher:
             tower never trains.
 
     Raises:
-        TeacherRefused: the two cannot be compared row by row.
+        TeacherError: the two cannot be compared row by row.
     """
 
     provides = frozenset({"teacher.hidden"})
@@ -62,7 +62,7 @@ class LocalTeacher:
             elif batch.pictures is not None:
                 features = forward.vision_features(model, layout, batch.pictures)
             else:
-                raise TeacherRefused(
+                raise TeacherError(
                     "kept vision features are the student's, and this teacher has another vision tower: "
                     "remove 'pictures.features'"
                 )
@@ -74,13 +74,13 @@ class LocalTeacher:
 def _require_same_tokenizer(teacher: VLM, student: VLM) -> None:
     """Both must give every id the same meaning; padding rows at the end may differ in number."""
     if teacher.tokenizer is None or student.tokenizer is None:
-        raise TeacherRefused("teacher and student need their tokenizers")
+        raise TeacherError("teacher and student need their tokenizers")
     ours, theirs = _meanings(student), _meanings(teacher)
     if ours == theirs:
         return
     differing = sorted(id for id in ours.keys() | theirs.keys() if ours.get(id) != theirs.get(id))
     first = differing[0]
-    raise TeacherRefused(
+    raise TeacherError(
         f"teacher and student have different tokenizers: {len(differing)} ids differ, the first is {first} "
         f"(student {ours.get(first)!r}, teacher {theirs.get(first)!r}). Response and visual divergences compare "
         "probabilities id by id: choose a student of the teacher's family, or set their weights to 0"
@@ -95,13 +95,13 @@ def _meanings(vlm: VLM) -> dict[int, str]:
 
 def _require_same_visual_tokens(teacher: VLM, student: VLM) -> None:
     if teacher.layout.visual != student.layout.visual:
-        raise TeacherRefused(
+        raise TeacherError(
             f"one picture is {teacher.layout.placeholders} tokens ({sum(teacher.layout.visual)} visual) for the "
             f"teacher and {student.layout.placeholders} ({sum(student.layout.visual)} visual) for the student: the "
             "rows cannot be paired. Give both the same vision encoder, size and 'select'"
         )
     if teacher.layout.size != student.layout.size:
-        raise TeacherRefused(
+        raise TeacherError(
             f"the teacher sees pictures of {teacher.layout.size} px and the student of {student.layout.size} px: "
             "both are fed one canvas, so set the same vision 'size'"
         )

@@ -1,8 +1,8 @@
 """One loop for every stage: micro-batches in, one optimiser update out, nothing written.
 
-Loss of an update = sum of per-sample losses / samples of the whole update over all processes and micro-batches. The
-sampler knows that number on every process, so neither micro-batch size, accumulation nor the number of processes changes
-the objective.
+Loss of an update = sum of per-sample losses / samples of the whole update over all processes and micro-batches. Every
+process knows that number from the order of samples, so neither micro-batch size, accumulation nor the number of
+processes changes the objective.
 """
 
 from __future__ import annotations
