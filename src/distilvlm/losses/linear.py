@@ -37,10 +37,14 @@ from distilvlm.losses.row_order import OrderedRows
 CHUNK_ELEMENTS = 12 * 2**20
 """Logits of one chunk, rows × vocab, for each of the two models: 48 MiB in fp32. Two-byte logits get twice as many."""
 
-TILE_ELEMENTS = 2**17
-"""Logits that each thread of a CPU visits together. The dozen elementwise passes of a tile stay in the cores' caches
-instead of going through memory each; with the whole chunk as one tile they take about five times as long. Other devices
-take the chunk whole."""
+CHUNK_ROWS = 128
+"""Rows of a chunk where the vocabulary is small enough for more: they would cost memory and gain no speed. Twice as
+many for two-byte logits."""
+
+TILE_ELEMENTS = 2**18
+"""Logits that each thread of a CPU visits together. The dozen elementwise passes of a tile stay in the caches instead
+of going through memory each; with the whole chunk as one tile they take about five times as long. Smaller tiles make
+the threads wait for each other more often. Other devices take the chunk whole."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,8 @@ def _sweep(
     shares = shares_logits(rows.related, head)
     projected = torch.empty_like(related) if shares else related @ build_gram(head[:common]).to(precision)
 
-    size = max(1, min(work.chunk_elements * 4 // head.element_size() // head.shape[0], rows.used))
+    size = min(work.chunk_elements // head.shape[0], CHUNK_ROWS) * 4 // head.element_size()
+    size = max(1, min(size, rows.used))
     logits = head.new_empty(size, head.shape[0])
     teacher = _TeacherLogits.of(work, size)
     for start in range(0, rows.used, size):
