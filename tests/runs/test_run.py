@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from distilvlm.runs.events import read_events
 from distilvlm.teachers import TeacherError
 from distilvlm.train import NonFiniteError
 
+from .conftest import Server
 from .tiny import VISION, language, write_recipe, write_tokenizer
 
 ONE_STAGE = [
@@ -72,9 +74,11 @@ def test_a_directory_of_something_else_is_left_alone(recipe: Path, tmp_path: Pat
     assert [p.name for p in (tmp_path / "home").iterdir() if p.name != "lock"] == ["letter.txt"]
 
 
-def test_a_second_process_is_refused(recipe: Path, tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run").locked(), pytest.raises(RunError, match="in use"):
-        distilvlm.run(recipe, directory=tmp_path / "run")
+def test_a_second_process_is_refused(recipe: Path, tmp_path: Path, server: Server) -> None:
+    with RunDirectory(tmp_path / "run").locked():
+        statuses, _ = server.run(recipe, tmp_path / "run")
+    assert statuses != [0]
+    assert f"in use by process {os.getpid()}" in server.errors()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(

@@ -84,7 +84,7 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Clear what a killed process left half-written."""
-        for folder in [self.path, self.failures, *self.path.glob("stages/*"), *self.path.glob("stages/*/checkpoints")]:
+        for folder in [self.path, *(entry for entry in self.path.rglob("*") if entry.is_dir())]:
             sweep(folder)
 
     @contextmanager
@@ -97,8 +97,9 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # Not flock: loader processes would inherit it, and outlive a killed run by seconds.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
                 raise RunError(f"{self.path} is in use by process {owner}: wait, or give another --dir") from None
