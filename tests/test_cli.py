@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import pytest
 
-import distilvlm
 from distilvlm import cli
 from tests.runs.tiny import write_recipe
 
@@ -90,11 +88,3 @@ def test_run_then_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert summary["n"] == len(answers) == 13  # 10 rows, three of them with two turns
     assert summary["exact_match"]["mean"] == pytest.approx(sum(a["exact"] for a in answers) / len(answers))
-
-
-def test_a_finished_run_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    recipe = write_recipe(tmp_path)
-    distilvlm.run(recipe, directory=tmp_path / "run")
-    with caplog.at_level(logging.INFO):
-        distilvlm.run(recipe, directory=tmp_path / "run")
-    assert "is finished" in caplog.text

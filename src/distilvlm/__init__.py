@@ -1,8 +1,8 @@
 """distilvlm: compact vision-language models by distillation. A recipe is a list of stages; a run executes it.
 
-    run = distilvlm.run("recipe.yaml", directory="runs/x")   # continues if the directory exists
-    plan = distilvlm.plan("recipe.yaml")                     # resolved stages; trains nothing, needs no weights
-    model = distilvlm.load(path)
+run = distilvlm.run("recipe.yaml", directory="runs/x")   # continues if the directory exists
+plan = distilvlm.plan("recipe.yaml")                     # resolved stages; trains nothing, needs no weights
+model = distilvlm.load(path)
 """
 
 from __future__ import annotations

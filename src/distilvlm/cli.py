@@ -38,6 +38,7 @@ def run(
     """Execute a recipe, or continue it where it was stopped."""
     from distilvlm.runs.execute import run as execute
 
+    _quiet_transformers()
     finished = execute(recipe, set or [], dir)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"finished student: {finished.model}")
@@ -81,6 +82,7 @@ def evaluate(
     from distilvlm.models.save import geometry_of, load
     from distilvlm.recipe import SourceSpec
 
+    _quiet_transformers()
     source = read(SourceSpec(path=str(data), images=None if images is None else str(images)), "data")
     vlm = load(model)
     if torch.cuda.is_available():
@@ -123,6 +125,8 @@ def quickstart(
     """Train a teacher, a control and a distilled student on easy-VQA and compare them (minutes on two CPU cores)."""
     from distilvlm.quickstart import quickstart as start
 
+    _quiet_transformers()
+    logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
     start(dir, seeds)
 
 
@@ -144,9 +148,14 @@ def _configure_logging() -> None:
     main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("distilvlm").setLevel(logging.INFO if main else logging.WARNING)
-    # Set before transformers is imported, which takes seconds that `--help` does not need.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _quiet_transformers() -> None:
+    """Its bars for loading a shard would stand between our own lines."""
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
 
 
 def _is_for_the_user(error: Exception) -> bool:

@@ -235,6 +235,19 @@ def test_a_teacher_that_sees_other_tokens_is_refused(tmp_path: Path) -> None:
         distilvlm.run(path, directory=tmp_path / "run")
 
 
+def test_kept_features_are_refused_for_a_teacher_with_another_tower(tmp_path: Path) -> None:
+    kd = {**ONE_STAGE[0], "name": "dft", "loss": {"visual": 1.0}}
+    teacher = {
+        "vision": {"config": {**VISION, "num_hidden_layers": 4}},
+        "language": {"config": language(24), "tokenizer": str(tmp_path / "tokenizer")},
+    }
+    features = {"features": str(tmp_path / "features")}
+    path = write_recipe(tmp_path, stages=[*ONE_STAGE, kd], teacher=teacher, pictures=features)
+    with pytest.raises(TeacherError, match="has another one"):
+        distilvlm.run(path, directory=tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()  # although only the second stage needs a teacher
+
+
 def test_reset_takes_parts_back_to_their_start(tmp_path: Path) -> None:
     still = {"lr": 0.01, "batch": 4, "updates": 1, "warmup": 0.5}  # the first update of a warm-up has rate 0
     path = write_recipe(

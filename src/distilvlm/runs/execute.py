@@ -19,7 +19,7 @@ from distilvlm.models.compose import build
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import LocalTeacher, TeacherError
 
 from .console import CONSOLE, reporter
 from .directory import RunDirectory, RunError
@@ -68,6 +68,8 @@ def run(
                 place.sweep()
             accelerator.wait_for_everyone()
             if not place.finished:
+                if recipe.machine.trackers:
+                    accelerator.init_trackers(recipe.name, config={"recipe": str(place.recipe)})
                 _execute(recipe, place, accelerator)
             elif main:
                 logger.info("%s is finished", place.path)
@@ -77,17 +79,23 @@ def run(
 
 def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> None:
     student = Student(recipe)
-    teacher: LocalTeacher | None = None
     console = reporter(CONSOLE if accelerator.is_main_process else None)
+    stages = [StageRun(recipe, i, student, place, accelerator, console) for i in range(len(recipe.stages))]
+    left = [run_of_stage for run_of_stage in stages if not run_of_stage.finished]
+    teacher: LocalTeacher | None = None
+    if any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
+        # Built before the first step even if a later stage is the first to need it: that is when it is refused.
+        teacher = _teacher(recipe, student.vlm, accelerator)
     with _same_bits_on_cuda(accelerator):
-        for index, stage in enumerate(recipe.stages):
-            run_of_stage = StageRun(recipe, index, student, place, accelerator, console)
-            if run_of_stage.finished:
+        for run_of_stage in stages:
+            if run_of_stage not in left:
                 run_of_stage.replay()
                 continue
-            if stage.loss.needs_teacher and teacher is None:
+            if not run_of_stage.stage.loss.needs_teacher:
+                teacher = None  # its memory is of more use to this stage
+            elif teacher is None:
                 teacher = _teacher(recipe, student.vlm, accelerator)
-            run_of_stage.execute(teacher if stage.loss.needs_teacher else None)
+            run_of_stage.execute(teacher)
     if accelerator.is_main_process:
         _save(recipe, student.vlm, place)
 
@@ -106,13 +114,19 @@ def _teacher(recipe: Recipe, student: VLM, accelerator: Accelerator) -> LocalTea
     assert spec is not None  # the schema refuses a teacher's term without a teacher
     dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     vision_trains = any(name == "vision" or name.startswith("vision.") for s in recipe.stages for name in s.train)
-    return LocalTeacher(
+    teacher = LocalTeacher(
         build(spec, recipe.seed, dtype=dtype),
         student,
         device=torch.device(spec.device) if spec.device else accelerator.device,
         student_device=accelerator.device,
         share_vision=not vision_trains,
     )
+    if recipe.pictures.features is not None and not teacher.shares_vision:
+        raise TeacherError(
+            "'pictures.features' keeps the features of the student's vision tower, and the teacher has another one: "
+            "remove 'pictures.features'"
+        )
+    return teacher
 
 
 @contextlib.contextmanager
@@ -126,8 +140,6 @@ def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
         log_with=list(recipe.machine.trackers) or None,
         project_dir=str(place.trackers),
     )
-    if recipe.machine.trackers:
-        accelerator.init_trackers(recipe.name, config={"recipe": str(place.recipe)})
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RunError(

@@ -59,13 +59,10 @@ class LocalTeacher:
         if batch.has_pictures:
             if features is not None:
                 features = features.to(self.device)
-            elif batch.pictures is not None:
-                features = forward.vision_features(model, layout, batch.pictures)
             else:
-                raise TeacherError(
-                    "kept vision features are the student's, and this teacher has another vision tower: "
-                    "remove 'pictures.features'"
-                )
+                if batch.pictures is None:
+                    raise TeacherError("a batch with kept features has no pictures for another vision tower")
+                features = forward.vision_features(model, layout, batch.pictures)
         hidden = forward.hidden_states(model, layout, batch, features)  # [samples, length, d_teacher]
         hidden = hidden.flatten(0, 1)[rows.to(self.device)]  # [rows, d_teacher]
         return Targets(hidden.to(self.student_device), self.head.to(self.student_device))
