@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,8 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compact vision-language models by distillation.",
 )
-
-Choice = TypeVar("Choice", bound=str)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
@@ -63,13 +61,15 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Directory or hub id of a LLaVA-style checkpoint.")],
     data: Annotated[Path, typer.Option("--data", help="LLaVA JSON/JSONL or OpenAI-style messages with the answers.")],
     images: Annotated[Path | None, typer.Option(help="Directory of the pictures; default: the data file's.")] = None,
-    template: Annotated[str, typer.Option(help="chat (the model's own), vicuna or plain.")] = "chat",
+    template: Annotated[Literal["chat", "vicuna", "plain"], typer.Option(help="chat: the model's own.")] = "chat",
     out: Annotated[Path | None, typer.Option(help="File for one JSON line per question.")] = None,
     features: Annotated[Path | None, typer.Option(help="Directory of kept vision features, as in the recipe.")] = None,
     batch_size: int = 16,
     max_new_tokens: int = 128,
     by_picture: Annotated[bool, typer.Option(help="Draw whole pictures in the bootstrap.")] = False,
-    on_bad_row: Annotated[str, typer.Option(help="fatal or quarantine.")] = "fatal",
+    on_bad_row: Annotated[
+        Literal["fatal", "quarantine"], typer.Option(help="Stop at a row that can't be used, or leave it out.")
+    ] = "fatal",
     as_json: Json = False,
 ) -> None:
     """Ask a model every question of a data file; exact match and accuracy with 95% intervals."""
@@ -86,18 +86,18 @@ def evaluate(
     source = read(SourceSpec(path=str(data), images=None if images is None else str(images)), "data")
     vlm = load(model)
     if torch.cuda.is_available():
-        vlm.model.to("cuda")
+        vlm.to("cuda")
     result = measure(
         vlm,
         source,
         geometry_of(model),
-        template=_choice("--template", template, ("chat", "vicuna", "plain")),
+        template=template,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         features=None if features is None else FeatureReader(features),
         out=out,
         by_picture=by_picture,
-        on_bad_row=_choice("--on-bad-row", on_bad_row, ("fatal", "quarantine")),
+        on_bad_row=on_bad_row,
     )
     if as_json:
         typer.echo(json.dumps({"model": model, "data": str(data), **result.summary()}, indent=1))
@@ -128,13 +128,6 @@ def quickstart(
     _quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
     start(dir, seeds)
-
-
-def _choice(option: str, value: str, known: tuple[Choice, ...]) -> Choice:
-    for one in known:
-        if value == one:
-            return one
-    raise typer.BadParameter(f"{option} must be one of {', '.join(known)}, not '{value}'")
 
 
 def _configure_logging() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
@@ -57,6 +58,11 @@ class VLM:
         weight = self.model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         return weight.shape[0]
+
+    def to(self, device: torch.device | str) -> VLM:
+        """Move the model to a device; returns self."""
+        nn.Module.to(self.model, device)  # transformers' own, decorated, is opaque to type checkers
+        return self
 
     @property
     def image_id_is_virtual(self) -> bool:

@@ -63,7 +63,7 @@ def write(directory: Path) -> Files:
     files = Files(directory)
     if not files.test.exists():  # written last
         for split in ("train", "test"):
-            images = Path(easy_vqa.__file__).parent / "data" / split / "images"
+            images = Path(str(easy_vqa.__file__)).parent / "data" / split / "images"
             shutil.copytree(images, directory / split / "images", dirs_exist_ok=True)
         by_picture: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
         for question, answer, picture in zip(*easy_vqa.get_train_questions(), strict=True):

@@ -79,7 +79,7 @@ def keep_features(place: Path, store: Path, data: questions.Files) -> None:
     recipe = load_recipe(place / "base.yaml")
     vlm = build(recipe.student, recipe.seed)
     if torch.cuda.is_available():
-        vlm.model.model.vision_tower.to("cuda")
+        vlm.to("cuda")
     geometry, size = recipe.pictures.geometry, vlm.layout.size
     features = FeatureStore(store, vlm.layout, fingerprint(vlm.model.model.vision_tower), geometry)
     features.fill(data.pictures, vlm, lambda path: canvas(decode(path), geometry, size), batch=32)
@@ -104,7 +104,7 @@ def compare(place: Path, store: Path, data: questions.Files, seed: int) -> Compa
 def _ask(model: Path, source: Source, store: Path, out: Path) -> tuple[Evaluation, int]:
     vlm = load(model)
     if torch.cuda.is_available():
-        vlm.model.to("cuda")
+        vlm.to("cuda")
     language = sum(parameter.numel() for parameter in vlm.model.model.language_model.parameters())
     features = FeatureReader(store)
     evaluation = evaluate(

@@ -46,7 +46,8 @@ class LocalTeacher:
         self.vlm = vlm
         self.device = device
         self.student_device = student_device
-        vlm.model.requires_grad_(False).eval().to(device)
+        vlm.model.requires_grad_(False).eval()
+        vlm.to(device)
 
     @property
     def head(self) -> Tensor:

@@ -64,9 +64,9 @@ def rate_factor(spec: OptimSpec, update: int, updates: int) -> float:
 def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
     """The optimiser's state as named tensors, `parameter name::state key`: it is kept as safetensors, not pickled."""
     return {
-        f"{names[parameter]}::{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        f"{name}::{key}": value
+        for parameter, name in names.items()
+        for key, value in optimizer.state[parameter].items()
     }
 
 
