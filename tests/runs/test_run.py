@@ -61,6 +61,19 @@ def test_another_recipe_is_refused_and_named(recipe: Path, tmp_path: Path) -> No
         distilvlm.run(recipe, ["stages.0.optim.lr=0.02"], directory=tmp_path / "run")
 
 
+def test_a_relative_path_may_bear_the_name_of_a_run_s_own_folder(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").rename(tmp_path / "data")
+    content = recipe.read_text().replace(str(tmp_path / "pictures"), "data")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "recipe.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    distilvlm.run("recipes/recipe.yaml", directory="run")
+    assert (tmp_path / "run" / "data").is_dir()
+    distilvlm.run("recipes/recipe.yaml", directory="run")
+
+
 def test_the_machine_may_change_between_continuations(recipe: Path, tmp_path: Path) -> None:
     distilvlm.run(recipe, directory=tmp_path / "run")
     distilvlm.run(recipe, ["machine.micro_batch=4", "machine.workers=1"], directory=tmp_path / "run")

@@ -66,7 +66,9 @@ def write_table(comparisons: Sequence[Comparison], directory: Path, seconds: dic
     }
     lines = [_line(_header(comparisons)), "|---" + "|---:" * (len(comparisons) + 1) + "|"]
     lines += [_line(cells) for cells in [*_models(comparisons), *_gaps(comparisons)]]
-    about = f"`{machine['command']}`, {machine['date']}, {machine['machine']}, {sum(seconds.values()):.0f} s in all."
+    about = (
+        f"`{machine['command']}`, {machine['date']}, {machine['machine']}, {sum(seconds.values()):.0f} s in this call."
+    )
     write_whole(directory / "table.md", ("\n".join(lines) + f"\n\n{about}\n").encode())
     seeds = [
         {

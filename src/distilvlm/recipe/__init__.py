@@ -1,6 +1,6 @@
 """What a run IS. Read `schema.py` first: a recipe file has its sections, a section its fields and defaults."""
 
-from distilvlm.recipe.dump import differences, dump_recipe
+from distilvlm.recipe.dump import differences, dump_recipe, read_dump
 from distilvlm.recipe.errors import RecipeError
 from distilvlm.recipe.load import load_recipe
 from distilvlm.recipe.schema import (
@@ -43,4 +43,5 @@ __all__ = [
     "differences",
     "dump_recipe",
     "load_recipe",
+    "read_dump",
 ]

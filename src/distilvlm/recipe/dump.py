@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from distilvlm.recipe.dialect import render
+import yaml
+
+from distilvlm.recipe.dialect import parse, render
 from distilvlm.recipe.merge import VERBATIM
 from distilvlm.recipe.schema import Recipe
 from distilvlm.recipe.tree import is_list, is_mapping
@@ -14,7 +17,18 @@ def dump_recipe(recipe: Recipe) -> str:
     """YAML with every default written out (so that it still means the same when a default changes); `load_recipe` reads
     it back to an equal recipe. A relative path keeps meaning 'relative to the working directory' as long as nothing of
     that name stands beside the file."""
-    return render(_escaped(_tree(recipe)))
+    return render(_mapped(_tree(recipe), lambda value: value.replace("${", "$${")))
+
+
+def read_dump(text: str) -> Recipe:
+    """The recipe of a text that `dump_recipe` wrote, wherever it lies: its paths are taken as they stand.
+
+    Raises `ValueError` (pydantic's, or PyYAML's as its cause) for anything else.
+    """
+    try:
+        return Recipe.model_validate(_mapped(parse(text), lambda value: value.replace("$${", "${")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"not a dumped recipe: {error}") from error
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
@@ -35,12 +49,13 @@ def _without_empty(tree: Any) -> Any:
     return tree
 
 
-def _escaped(tree: Any) -> Any:
+def _mapped(tree: Any, change: Callable[[str], str]) -> Any:
+    """A copy of `tree` with every string value changed."""
     if is_mapping(tree):
-        return {key: _escaped(value) for key, value in tree.items()}
+        return {key: _mapped(value, change) for key, value in tree.items()}
     if is_list(tree):
-        return [_escaped(value) for value in tree]
-    return tree.replace("${", "$${") if isinstance(tree, str) else tree
+        return [_mapped(value, change) for value in tree]
+    return change(tree) if isinstance(tree, str) else tree
 
 
 def _compare(path: tuple[str, ...], old: Any, new: Any) -> list[str]:

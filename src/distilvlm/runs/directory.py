@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distilvlm.models.files import PARTIAL, sweep, verify, write_whole
-from distilvlm.recipe import RecipeError, differences, dump_recipe, load_recipe
+from distilvlm.recipe import differences, dump_recipe, read_dump
 from distilvlm.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class RunDirectory:
         """
         if self.recipe.exists():
             try:
-                ours = load_recipe(self.recipe)
-            except RecipeError as error:
+                ours = read_dump(self.recipe.read_text())
+            except ValueError as error:
                 raise RunError(f"{self.recipe} was changed by hand and no longer loads: {error}") from error
             changed = [line for line in differences(ours, recipe) if not line.startswith("machine.")]
             if changed:
