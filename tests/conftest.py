@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.golden_cases import Golden, find
+
+# Some tests fork, and a child waits for ever for OpenMP threads that only its parent has: none are started here. Models
+# of this size are faster on one thread anyway.
+torch.set_num_threads(1)
 
 SHIPPED = Path(__file__).parent / "golden"
 
