@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,7 +39,8 @@ def run(
     from distilvlm.runs.execute import run as execute
 
     _quiet_transformers()
-    finished = execute(recipe, set or [], dir)
+    with _interruptible():
+        finished = execute(recipe, set or [], dir)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"finished student: {finished.model}")
 
@@ -127,7 +130,8 @@ def quickstart(
 
     _quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
-    start(dir, seeds)
+    with _interruptible():
+        start(dir, seeds)
 
 
 def _configure_logging() -> None:
@@ -149,6 +153,15 @@ def _quiet_transformers() -> None:
 
     theirs.disable_progress_bar()
     theirs.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command continues", err=True)
+        raise typer.Exit(130) from None
 
 
 def _is_for_the_user(error: Exception) -> bool:
