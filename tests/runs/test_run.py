@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,30 @@ def test_a_missing_picture_stops_before_the_first_step(recipe: Path, tmp_path: P
     with pytest.raises(DataError, match=r"questions\.json, row 1, field 'image'.*1\.png"):
         distilvlm.run(recipe, directory=tmp_path / "run")
     assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_what_is_wrong_with_a_later_stage_s_data_stops_before_the_first(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    rows = json.loads((tmp_path / "questions.json").read_text())
+    rows[2]["image"] = "nowhere.png"
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"questions\.json, row 2"):
+        distilvlm.run(path, directory=tmp_path / "run")  # its first stage reads captions.json only
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_quarantined_rows_stay_out_although_they_were_mended(recipe: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "1.png"
+    content = picture.read_bytes()
+    picture.unlink()
+    distilvlm.run(recipe, ["machine.on_bad_row=quarantine"], directory=tmp_path / "run")
+    picture.write_bytes(content)
+    final = "stages/00-sft/final/weights.safetensors"
+    expected = (tmp_path / "run" / final).read_bytes()
+    shutil.rmtree(tmp_path / "run" / "stages")
+    shutil.rmtree(tmp_path / "run" / "model")
+    distilvlm.run(recipe, ["machine.on_bad_row=quarantine"], directory=tmp_path / "run")
+    assert (tmp_path / "run" / final).read_bytes() == expected
 
 
 def test_bad_rows_are_quarantined_by_name(recipe: Path, tmp_path: Path) -> None:

@@ -250,6 +250,8 @@ class Recipe(Section):
                     raise ValueError(
                         f"stage '{stage.name}' uses data '{source}', but 'data' has only {sorted(self.data)}"
                     )
+            if self.pictures.features is not None and any(part.partition(".")[0] == "vision" for part in stage.train):
+                raise ValueError(f"stage '{stage.name}' trains the vision tower: remove 'pictures.features'")
             if stage.loss.needs_teacher and self.teacher is None:
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
         return self

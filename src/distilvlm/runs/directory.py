@@ -3,7 +3,7 @@
 RUN/
   recipe.yaml                  what is run, resolved
   events.jsonl                 every term of every update
-  quarantine.jsonl             rows that could not be used
+  quarantine.jsonl             rows that could not be used (quarantine-N.jsonl: met by process N)
       data/                        what the check of each data set found, so that continuing does not look again
   stages/00-dpt/
     checkpoints/00000500/      what continuing needs, while the stage runs
@@ -39,10 +39,13 @@ class RunDirectory:
         self.path = Path(path).absolute()
         self.recipe = self.path / "recipe.yaml"
         self.events = self.path / "events.jsonl"
-        self.quarantine = self.path / "quarantine.jsonl"
         self.failures = self.path / "failures"
         self.model = self.path / "model"
         self.trackers = self.path / "trackers"
+
+    def quarantine(self, process: int) -> Path:
+        """Each process has a file of its own: what two add to one at once would be lost."""
+        return self.path / ("quarantine.jsonl" if process == 0 else f"quarantine-{process}.jsonl")
 
     def stage(self, index: int, name: str) -> Path:
         return self.path / "stages" / f"{index:02d}-{name}"

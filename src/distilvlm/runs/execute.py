@@ -23,6 +23,7 @@ from distilvlm.teachers import LocalTeacher, TeacherError
 
 from .console import CONSOLE, reporter
 from .directory import RunDirectory, RunError
+from .material import check
 from .stage import StageRun
 from .student import Student
 
@@ -82,6 +83,8 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     console = reporter(CONSOLE if accelerator.is_main_process else None)
     stages = [StageRun(recipe, i, student, place, accelerator, console) for i in range(len(recipe.stages))]
     left = [run_of_stage for run_of_stage in stages if not run_of_stage.finished]
+    for run_of_stage in left:
+        check(recipe, run_of_stage.stage, student.vlm, place, accelerator)
     teacher: LocalTeacher | None = None
     if any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine, read
+from distilvlm.data import BadRow, DataReport, Order, SampleKey, Source, StageData, raise_or_quarantine, read
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.models.features import FeatureReader, FeatureStore
 from distilvlm.models.files import write_whole
@@ -34,9 +34,17 @@ class Material:
     report: DataReport
 
 
-def prepare(
-    recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerator: Accelerator, vision_trains: bool
-) -> Material:
+def check(recipe: Recipe, stage: StageSpec, vlm: VLM, place: RunDirectory, accelerator: Accelerator) -> None:
+    """Look at the data of a stage that is still to come: what is wrong with it must not come to light after days.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    data = _stage_data(recipe, stage, vlm, [read(recipe.data[name], name) for name in stage.data], None)
+    _checked(data, recipe, stage, place, accelerator)
+
+
+def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerator: Accelerator) -> Material:
     """Read and check the data of stage `index`; keep the features of its pictures if the recipe wants that.
 
     Raises:
@@ -44,16 +52,34 @@ def prepare(
     """
     stage = recipe.stages[index]
     sources = [read(recipe.data[name], name) for name in stage.data]
-    red, green, blue = (int(value * 255) for value in vlm.layout.mean)
-    background = (red, green, blue)  # LLaVA pads with the tower's mean
     reader, unreadable = None, []
     if recipe.pictures.features is not None:
-        if vision_trains:
-            raise ValueError(
-                f"stage '{stage.name}' trains the vision tower, so its features change: remove 'pictures.features'"
-            )
-        reader, unreadable = _features(recipe, vlm, accelerator, sources, background)
-    data = StageData(
+        reader, unreadable = _features(recipe, vlm, accelerator, sources)
+    data = _stage_data(recipe, stage, vlm, sources, reader)
+    report = _checked(data, recipe, stage, place, accelerator)
+    known = {row.key for row in report.bad}
+    report.bad.extend(row for row in unreadable if row.key not in known)
+    logger.info("stage '%s': %s", stage.name, report)
+    raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
+    if accelerator.is_main_process:
+        quarantine(place.quarantine(0), stage, report.bad)
+    if report.bad:
+        data = data.without(report.bad)
+    # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
+    order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
+    return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
+
+
+def _background(vlm: VLM) -> tuple[int, int, int]:
+    """The colour that pictures are padded with: the tower's mean, as LLaVA has it."""
+    red, green, blue = (int(value * 255) for value in vlm.layout.mean)
+    return red, green, blue
+
+
+def _stage_data(
+    recipe: Recipe, stage: StageSpec, vlm: VLM, sources: Sequence[Source], reader: FeatureReader | None
+) -> StageData:
+    return StageData(
         sources,
         vlm.tokenizer,
         placeholders=vlm.layout.placeholders,
@@ -62,29 +88,22 @@ def prepare(
         size=vlm.layout.size,
         max_length=stage.max_length,
         seed=recipe.seed,
-        background=background,
+        background=_background(vlm),
         feature_reader=reader,
         on_bad_row=recipe.machine.on_bad_row,
     )
-    with accelerator.main_process_first():  # the others find the main process's report
-        report = _checked(data, stage, place)
-    known = {row.key for row in report.bad}
-    report.bad.extend(row for row in unreadable if row.key not in known)
-    logger.info("stage '%s': %s", stage.name, report)
-    raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
-    if accelerator.is_main_process:
-        quarantine(place, stage, report.bad)
-    if report.bad:
-        data = data.without(report.bad)
-    # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
-    order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
-    return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
 
 
-def _checked(data: StageData, stage: StageSpec, place: RunDirectory) -> DataReport:
+def _checked(
+    data: StageData, recipe: Recipe, stage: StageSpec, place: RunDirectory, accelerator: Accelerator
+) -> DataReport:
     """`data.check()`, or what it found when this run looked at the same files before.
 
-    A check tokenises every row: minutes for a published data set, and a run may be continued often.
+    A check tokenises every row: minutes for a published data set, and a run may be continued often. Rows in quarantine
+    stay there for the whole run: one that is mended between two continuations would shift the order of all others.
+
+    Raises:
+        DataError: there are bad rows, and the recipe wants to stop at them.
     """
     files = [(Path(source.spec.path).absolute(), source.spec.model_dump(mode="json")) for source in data.sources]
     looked_at = [
@@ -93,29 +112,32 @@ def _checked(data: StageData, stage: StageSpec, place: RunDirectory) -> DataRepo
     ]
     digest = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
     kept = place.path / "data" / f"{digest[:16]}.json"
-    if kept.exists():
-        return DataReport(**json.loads(kept.read_text()))
-    report = data.check()
-    if not report.bad:  # bad rows are looked at again: they may have been mended
+    with accelerator.main_process_first():  # the others find the main process's report
+        if kept.exists():
+            content = json.loads(kept.read_text())
+            bad = [BadRow(SampleKey(**row["key"]), row["field"], row["reason"]) for row in content.pop("bad")]
+            return DataReport(**content, bad=bad)
+        report = data.check()
+        raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
         write_whole(kept, json.dumps(asdict(report)).encode())
-    return report
+        return report
 
 
-def quarantine(place: RunDirectory, stage: StageSpec, bad: Iterable[BadRow]) -> None:
-    """Add rows to `quarantine.jsonl`, each once, however often the run is continued."""
-    lines = place.quarantine.read_text().splitlines() if place.quarantine.exists() else []
+def quarantine(file: Path, stage: StageSpec, bad: Iterable[BadRow]) -> None:
+    """Add rows to a quarantine file, each once, however often the run is continued."""
+    lines = file.read_text().splitlines() if file.exists() else []
     entries = [{"stage": stage.name, **asdict(row.key), "field": row.field, "reason": row.reason} for row in bad]
     merged = list(dict.fromkeys([*lines, *(json.dumps(entry) for entry in entries)]))
     if merged != lines:
-        write_whole(place.quarantine, ("\n".join(merged) + "\n").encode())
+        write_whole(file, ("\n".join(merged) + "\n").encode())
 
 
 def _features(
-    recipe: Recipe, vlm: VLM, accelerator: Accelerator, sources: Sequence[Source], background: tuple[int, int, int]
+    recipe: Recipe, vlm: VLM, accelerator: Accelerator, sources: Sequence[Source]
 ) -> tuple[FeatureReader, list[BadRow]]:
     """Fill the feature store, every process its share of the pictures; returns rows whose picture can't be decoded."""
     assert recipe.pictures.features is not None
-    geometry, size = recipe.pictures.geometry, vlm.layout.size
+    geometry, size, background = recipe.pictures.geometry, vlm.layout.size, _background(vlm)
     tower = vlm.model.model.vision_tower.to(accelerator.device)
     store = FeatureStore(recipe.pictures.features, vlm.layout, fingerprint(tower), geometry)
     owners: dict[str, list[BadRow]] = {}

@@ -80,9 +80,8 @@ class StageRun:
         vlm = self.student.vlm
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
-        vlm.model.to(self.accelerator.device)
-        vision_trains = any(name.partition(".")[0] == "vision" for name in by_part)
-        material = prepare(self.recipe, self.index, vlm, self.place, self.accelerator, vision_trains)
+        vlm.to(self.accelerator.device)
+        material = prepare(self.recipe, self.index, vlm, self.place, self.accelerator)
         base = fingerprint(vlm.model, self.parameters.keys())
         self.optimizer = adamw(by_part, self.stage.optim)
         position = self._continue(base)
@@ -96,18 +95,19 @@ class StageRun:
             except NonFiniteError as error:
                 logger.error("the batch is kept in %s", self._keep(error))
                 raise
-            self._finish(position, events)
+            self._finish(material.updates, position.base, events)
         self.student.mark_trained(set(self.parameters))
         self.accelerator.free_memory()
 
     def _train(self, loop: Loop, material: Material, position: Position, events: Events | None) -> None:
         every = self.recipe.machine.checkpoint_every
+        earlier = sum(position.update for position in self._finished_before())
         self.reporter.begin(self.stage.name, position.update, material.updates)
         try:
             for update in loop.run(self._updates(material, position.update)):
                 if events is not None:
                     events.write("update", stage=self.stage.name, **asdict(update))
-                self._track(update)
+                self._track(update, earlier + update.number)
                 self.reporter.update(update)
                 if update.number % every == 0 and update.number < material.updates:
                     self._checkpoint(update.number, position.base, events)
@@ -130,7 +130,7 @@ class StageRun:
             bad = [row for batch in micro_batches for row in batch.bad]
             if bad:
                 logger.warning("%d rows can't be used: they count as 0 in update %d; %s", len(bad), number + 1, bad[0])
-                quarantine(self.place, self.stage, bad)
+                quarantine(self.place.quarantine(accelerator.process_index), self.stage, bad)
             yield number, len(material.order.update(number)), micro_batches
 
     def _continue(self, base: str) -> Position:
@@ -141,7 +141,8 @@ class StageRun:
         broadcast_object_list(found)
         if found[0] is None:
             randomness.seed_stage(self.recipe.seed, self.index, self.accelerator.process_index)
-            return Position(self.stage.name, 0, self._events_before(), base)
+            before = self._finished_before()
+            return Position(self.stage.name, 0, before[-1].events if before else 0, base)
         position = checkpoint.read_position(found[0])
         if position.base != base:
             raise RunError(
@@ -154,12 +155,10 @@ class StageRun:
         logger.info("stage '%s' continues behind update %d", self.stage.name, position.update)
         return position
 
-    def _events_before(self) -> int:
-        """Length of events.jsonl when this stage began."""
-        if self.index == 0:
-            return 0
-        before = self.recipe.stages[self.index - 1].name
-        return checkpoint.read_position(self.place.final(self.index - 1, before)).events
+    def _finished_before(self) -> list[Position]:
+        """Where the earlier stages ended."""
+        earlier = enumerate(self.recipe.stages[: self.index])
+        return [checkpoint.read_position(self.place.final(index, stage.name)) for index, stage in earlier]
 
     @contextlib.contextmanager
     def _events(self, position: Position) -> Iterator[Events | None]:
@@ -183,20 +182,20 @@ class StageRun:
             checkpoint.rotate(self.checkpoints, self.recipe.machine.keep)
         self.accelerator.wait_for_everyone()
 
-    def _finish(self, position: Position, events: Events | None) -> None:
+    def _finish(self, updates: int, base: str, events: Events | None) -> None:
         if events is not None:
             events.write("stage_finished", stage=self.stage.name)
-            position = Position(self.stage.name, -1, events.sync(), position.base)
+            position = Position(self.stage.name, updates, events.sync(), base)
             checkpoint.save(self.final, position, self.parameters, None, {})
             if self.checkpoints.exists():
                 remove(self.checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def _track(self, update: Update) -> None:
+    def _track(self, update: Update, step: int) -> None:
+        """`step` counts over all stages: trackers drop what lies behind the last step that they saw."""
         if not self.recipe.machine.trackers:
             return
         values = {"loss": update.loss, "rate": update.rate, "gradient_norm": update.gradient_norm, **update.terms}
-        step = update.number
         self.accelerator.log({f"{self.stage.name}/{name}": value for name, value in values.items()}, step=step)
 
     def _keep(self, error: NonFiniteError) -> Path:
