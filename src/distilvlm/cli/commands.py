@@ -1,32 +1,19 @@
-"""The command line: parse, call the library, print."""
+"""Commands that train, plan and ask."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import sys
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Compact vision-language models by distillation.",
-)
+from .options import Json, Overrides, Recipe, interruptible, quiet_transformers
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field: stages.0.optim.lr=1e-4, preset=code.")
-]
+app = typer.Typer()
 
 
 @app.command()
@@ -38,8 +25,8 @@ def run(
     """Execute a recipe, or continue it where it was stopped."""
     from distilvlm.runs.execute import run as execute
 
-    _quiet_transformers()
-    with _interruptible():
+    quiet_transformers()
+    with interruptible():
         finished = execute(recipe, set or [], dir)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"finished student: {finished.model}")
@@ -85,7 +72,7 @@ def evaluate(
     from distilvlm.models.save import geometry_of, load
     from distilvlm.recipe import SourceSpec
 
-    _quiet_transformers()
+    quiet_transformers()
     source = read(SourceSpec(path=str(data), images=None if images is None else str(images)), "data")
     vlm = load(model)
     if torch.cuda.is_available():
@@ -128,58 +115,7 @@ def quickstart(
     """Train a teacher, a control and a distilled student on easy-VQA and compare them (minutes on two CPU cores)."""
     from distilvlm.quickstart import quickstart as start
 
-    _quiet_transformers()
+    quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
-    with _interruptible():
+    with interruptible():
         start(dir, seeds)
-
-
-def _configure_logging() -> None:
-    from rich.logging import RichHandler
-
-    from distilvlm.runs.console import CONSOLE
-
-    # On a terminal, lines go through the console that draws the progress bar; in a file they are not wrapped.
-    rich = RichHandler(console=CONSOLE, show_time=False, show_level=False, show_path=False)
-    handler = rich if CONSOLE.is_terminal else logging.StreamHandler()
-    main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("distilvlm").setLevel(logging.INFO if main else logging.WARNING)
-
-
-def _quiet_transformers() -> None:
-    """Its bars for loading a shard would stand between our own lines."""
-    from transformers.utils import logging as theirs
-
-    theirs.disable_progress_bar()
-    theirs.set_verbosity_error()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command continues", err=True)
-        raise typer.Exit(130) from None
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether the error is one of ours with a message that says what to do; others keep their traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    raised_here = Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-    return type(error).__module__.startswith("distilvlm.") or (raised_here and isinstance(error, ValueError))
-
-
-def main() -> None:
-    """Entry point of the `distilvlm` command."""
-    if not {"--help", "-h"} & {*sys.argv}:
-        _configure_logging()
-    try:
-        app()
-    except Exception as error:
-        if not _is_for_the_user(error):
-            raise
-        typer.secho(f"{type(error).__name__}: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(str(error), err=True)
-        sys.exit(1)

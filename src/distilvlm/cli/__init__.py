@@ -1,0 +1,55 @@
+"""The command line: parse, call the library, print."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import typer
+
+from . import commands
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compact vision-language models by distillation.",
+)
+app.add_typer(commands.app)
+
+
+def _configure_logging() -> None:
+    from rich.logging import RichHandler
+
+    from distilvlm.runs.console import CONSOLE
+
+    # On a terminal, lines go through the console that draws the progress bar; in a file they are not wrapped.
+    rich = RichHandler(console=CONSOLE, show_time=False, show_level=False, show_path=False)
+    handler = rich if CONSOLE.is_terminal else logging.StreamHandler()
+    main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("distilvlm").setLevel(logging.INFO if main else logging.WARNING)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the error is one of ours with a message that says what to do; others keep their traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_here = Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
+    return type(error).__module__.startswith("distilvlm.") or (raised_here and isinstance(error, ValueError))
+
+
+def main() -> None:
+    """Entry point of the `distilvlm` command."""
+    if not {"--help", "-h"} & {*sys.argv}:
+        _configure_logging()
+    try:
+        app()
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        typer.secho(f"{type(error).__name__}: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(str(error), err=True)
+        sys.exit(1)

@@ -1,0 +1,33 @@
+"""Arguments that several commands take, and what each does before it begins."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: stages.0.optim.lr=1e-4, preset=code.")
+]
+
+
+def quiet_transformers() -> None:
+    """Its bars for loading a shard would stand between our own lines."""
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command continues", err=True)
+        raise typer.Exit(130) from None
