@@ -1,0 +1,269 @@
+"""From a source in any known format to LLaVA rows in a JSONL file, whole or not at all."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from distilvlm.data.convert import folders, vqa
+from distilvlm.data.convert.items import IMAGE_TOKEN, Fault, Item, Reading
+from distilvlm.data.convert.pictures import Pictures
+from distilvlm.data.convert.split import held_out
+from distilvlm.data.problems import SHOWN, DataError
+
+logger = logging.getLogger(__name__)
+
+FORMATS: dict[str, Callable[..., Reading]] = {
+    "folders": folders.read,
+    "vqa": vqa.read,
+}
+
+Where = Mapping[str, str | Sequence[str]]
+"""Field → the value that a row must have in it to be kept, or several of which it must have one."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote and what it did not."""
+
+    train: Path  # OUT, or OUT-train where some was held out
+    test: Path | None
+    images: Path  # the directory that rows name their pictures from
+    rows: int  # of both files
+    pictures: int  # different files that the rows of both show
+    answers: int
+    test_rows: int
+    test_pictures: int
+    left_out: Mapping[str, int]  # reason → items
+    bad: tuple[Fault, ...]  # left out, too: only with on_bad_row="quarantine"
+    bad_file: Path | None
+
+    def entry(self, beside: Path | None = None) -> str:
+        """The recipe's `data:` section for these files, for a recipe in the directory `beside` (default: of OUT)."""
+        beside = (beside or self.train.parent).absolute()
+        lines = ["data:"]
+        for path, rows in ((self.train, self.rows - self.test_rows), (self.test, self.test_rows)):
+            if path is not None:
+                lines += [
+                    f"  {path.stem}:",
+                    f"    path: {os.path.relpath(path.absolute(), beside)}",
+                    f"    images: {os.path.relpath(self.images, beside)}",
+                    f"    rows: {rows}",
+                ]
+        return "\n".join(lines)
+
+
+def convert(
+    format: str,
+    source: str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    where: Where | None = None,
+    one_per_picture: bool = False,
+    turns: int | None = None,
+    hold_out: float = 0.0,
+    seed: int = 0,
+    on_bad_row: Literal["fatal", "quarantine"] = "fatal",
+    **options: Any,
+) -> Converted:
+    """Write the rows of `source` as LLaVA JSONL to `out`.
+
+    Each row is `{"id", "image", "conversations", "meta"}`; `meta` is what else the source says of it. Pictures that lie
+    on the disk stay where they are. Nothing is written unless everything is.
+
+    Args:
+        format: a key of FORMATS; `options` are those of its module's `read`.
+        images: directory of the pictures; default: what the format says.
+        where: keep only rows whose fields have these values (white space around them does not count).
+        one_per_picture: the questions of a picture become turns of one conversation, as LLaVA does it: its visual
+            tokens are then paid for once.
+        turns: at most so many questions in a conversation; the rest makes further ones.
+        hold_out: share of the pictures that go to a test file, by content (see `split.held_out`). `out` x.jsonl then
+            becomes x-train.jsonl and x-test.jsonl.
+        seed: of the split.
+        on_bad_row: "quarantine" lists what can't be used in x-bad.jsonl and goes on.
+
+    Raises:
+        DataError: the source or an option can't be used; rows that can't (lists them, unless quarantined).
+    """
+    source, out = Path(source), Path(out)
+    _check_options(format, out, hold_out, turns, one_per_picture)
+    reading = _reader(format, options)(source, None if images is None else Path(images), **options)
+    pictures = Pictures(reading.images)
+    items, bad = _usable(reading, where or {}, pictures)
+    bad_file = None
+    if bad:
+        if on_bad_row == "fatal":
+            raise DataError(_listing(bad))
+        bad_file = _named(out, "bad")
+    if not items:
+        raise DataError(f"{source}: no row is left to write; left out: {_reasons(reading.left_out, len(bad))}")
+    if one_per_picture:
+        items = _conversations(items, turns)
+
+    away = held_out(items, hold_out, seed, pictures.digest) if hold_out else [False] * len(items)
+    test = [item for item, is_away in zip(items, away, strict=True) if is_away]
+    train = [item for item, is_away in zip(items, away, strict=True) if not is_away]
+    if hold_out and not (test and train):
+        side = "test" if train else "training"
+        raise DataError(
+            f"hold_out={hold_out}: no picture of {len(_shown(items))} fell to the {side} side; take another"
+        )
+    train_file, test_file = (_named(out, "train"), _named(out, "test")) if hold_out else (out, None)
+    files = {train_file: _lines(train)}
+    if test_file is not None:
+        files[test_file] = _lines(test)
+    if bad_file is not None:
+        files[bad_file] = b"".join(json.dumps(asdict(fault)).encode() + b"\n" for fault in bad)
+    _write_whole(files)
+    return Converted(
+        train=train_file,
+        test=test_file,
+        images=reading.images,
+        rows=len(items),
+        pictures=len(_shown(items)),
+        answers=sum(turn.speaker == "gpt" for item in items for turn in item.turns),
+        test_rows=len(test),
+        test_pictures=len(_shown(test)),
+        left_out=dict(reading.left_out),
+        bad=tuple(bad),
+        bad_file=bad_file,
+    )
+
+
+def _check_options(format: str, out: Path, hold_out: float, turns: int | None, one_per_picture: bool) -> None:
+    if format not in FORMATS:
+        raise DataError(f"no format '{format}'; known are {', '.join(FORMATS)}")
+    if out.suffix != ".jsonl":
+        raise DataError(f"out: {out} must end in .jsonl, which it becomes")
+    if not 0 <= hold_out < 1:
+        raise DataError(f"hold_out: {hold_out} is no share of the pictures: from 0 to less than 1")
+    if turns is not None and (turns < 1 or not one_per_picture):
+        raise DataError("turns: a number of at least 1, together with one_per_picture")
+
+
+def _reader(format: str, options: Mapping[str, Any]) -> Callable[..., Reading]:
+    reader = FORMATS[format]
+    known = [name for name, p in inspect.signature(reader).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            raise DataError(f"format '{format}' has no option '{name}'; it has {', '.join(known)}")
+    return reader
+
+
+def _usable(reading: Reading, where: Where, pictures: Pictures) -> tuple[list[Item], list[Fault]]:
+    wanted = {name: [values] if isinstance(values, str) else list(values) for name, values in where.items()}
+    items: list[Item] = []
+    bad: list[Fault] = []
+    fields: set[str] = set()
+    for item in reading.items:
+        if isinstance(item, Fault):
+            bad.append(item)
+            continue
+        fields.update(map(str, item.fields))
+        unwanted = next((name for name, values in wanted.items() if not _is_in(item.fields.get(name), values)), None)
+        if unwanted is not None:
+            reading.left_out[f"{unwanted} is not {' or '.join(wanted[unwanted])}"] += 1
+            continue
+        problems = [problem for name in item.images if (problem := pictures.problem(name)) is not None]
+        if problems:
+            bad.append(item.fault(item.image_field, problems[0]))
+        else:
+            items.append(item)
+    for name in wanted:
+        if name not in fields:
+            raise DataError(f"where: no row has a field '{name}'; there are {', '.join(sorted(fields)) or 'none'}")
+    return items, bad
+
+
+def _is_in(value: Any, values: Sequence[str]) -> bool:
+    return value is not None and str(value).strip() in {wanted.strip() for wanted in values}
+
+
+def _conversations(items: Sequence[Item], turns: int | None) -> list[Item]:
+    """Items about one same picture joined, in order, where the picture first comes."""
+    by_picture: dict[tuple[str, ...], list[Item]] = {}
+    for item in items:
+        joins = len(item.images) == 1 and not item.marked
+        by_picture.setdefault(item.images if joins else ("", item.file, str(item.row), item.id), []).append(item)
+    joined: list[Item] = []
+    for group in by_picture.values():
+        waiting = iter(group)
+        while part := list(islice(waiting, turns)):
+            joined.append(part[0] if len(part) == 1 else _joined(part))
+    return joined
+
+
+def _joined(items: Sequence[Item]) -> Item:
+    first = items[0]
+    turns = tuple(turn for item in items for turn in item.turns)
+    meta = {"turns": [{"id": item.id, **item.meta} for item in items]}
+    return Item(first.file, first.row, first.id, first.images, turns, {}, meta)
+
+
+def _lines(items: Sequence[Item]) -> bytes:
+    return b"".join(json.dumps(_row(item), ensure_ascii=False).encode("utf-8", "replace") + b"\n" for item in items)
+
+
+def _row(item: Item) -> dict[str, Any]:
+    """The one record form. Its picture's place is in front of the first question, where LLaVA has it."""
+    row: dict[str, Any] = {"id": item.id}
+    if item.images:
+        row["image"] = item.images[0] if len(item.images) == 1 else list(item.images)
+    talk = [{"from": turn.speaker, "value": turn.text} for turn in item.turns]
+    if item.images and not item.marked:
+        first = next(turn for turn in talk if turn["from"] == "human")
+        first["value"] = (f"{IMAGE_TOKEN}\n" * len(item.images) + first["value"]).rstrip("\n")
+    row["conversations"] = talk
+    if item.meta:
+        row["meta"] = dict(item.meta)
+    return row
+
+
+def _shown(items: Sequence[Item]) -> set[str]:
+    return {name for item in items for name in item.images}
+
+
+def _named(out: Path, part: str) -> Path:
+    return out.with_name(f"{out.stem}-{part}{out.suffix}")
+
+
+def _listing(bad: Sequence[Fault]) -> str:
+    lines = [f"  {fault}" for fault in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  ... and {len(bad) - SHOWN} more")
+    count = "1 row can't" if len(bad) == 1 else f"{len(bad)} rows can't"
+    advice = "Mend them, or convert with on_bad_row=quarantine to leave them out and list them in a file."
+    return "\n".join([f"{count} be converted:", *lines, advice])
+
+
+def _reasons(left_out: Counter[str], bad: int) -> str:
+    reasons = [f"{count} ({reason})" for reason, count in left_out.items()]
+    return ", ".join([*reasons, *([f"{bad} (bad rows)"] if bad else [])]) or "none"
+
+
+def _write_whole(files: Mapping[Path, bytes]) -> None:
+    """All files under another name first, then renamed: a full disk or a kill leaves no half of a file behind."""
+    partial = {path: path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial[path].open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path, written in partial.items():
+            written.replace(path)
+    finally:
+        for written in partial.values():
+            written.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Picture files of a source: which files are pictures, what is wrong with one, what it is by content."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from distilvlm.data import geometry
+from distilvlm.data.geometry import PictureError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"})
+
+
+def is_picture(path: Path) -> bool:
+    """By its suffix; whether it can be read is another question."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height as the picture is seen (EXIF orientation applied), from the header.
+
+    Raises:
+        PictureError: as `geometry.header`.
+    """
+    width, height = geometry.header(str(path))
+    with Image.open(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+class Pictures:
+    """The pictures below one directory, each looked at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.problem = functools.cache(self._problem)
+        self.digest = functools.cache(self._digest)
+
+    def _problem(self, name: str) -> str | None:
+        """Why the picture can't be used, or None. Only its header is read."""
+        path = self.root / name
+        if not path.is_file():
+            return f"no file {path}; mend the name, or say where the pictures are (images)"
+        try:
+            geometry.header(str(path))
+        except PictureError as error:
+            return f"{error}; put a whole picture there"
+        return None
+
+    def _digest(self, name: str) -> str:
+        """SHA-256 of the file."""
+        with (self.root / name).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
