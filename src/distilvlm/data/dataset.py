@@ -145,12 +145,13 @@ class StageData(Dataset[Sample]):
             where = f"data '{record.key.source}', {record.key.file}, row {record.key.row} (epoch {epoch})"
             raise DataError(f"{where} could not be loaded: {type(error).__name__}: {error}") from error
 
-    def check(self, progress: Callable[[int], None] | None = None) -> DataReport:
+    def check(self, progress: Callable[[int], None] | None = None, indices: Sequence[int] | None = None) -> DataReport:
         """One pass over everything before the first step: templates, masks, lengths, headers of pictures. Nothing is
         decoded. What it finds is applied by `problems.raise_or_quarantine` and `without`.
 
         Args:
             progress: called with the number of samples seen, after each.
+            indices: the samples to look at; default: all. What the readers found is reported in any case.
         """
         report = DataReport()
         for source in self.sources:
@@ -159,7 +160,7 @@ class StageData(Dataset[Sample]):
             report.answers_dropped += source.answers_dropped
             report.bad.extend(source.bad)
         headers: dict[str, str | None] = {}
-        for index in range(len(self)):
+        for seen, index in enumerate(range(len(self)) if indices is None else indices):
             record = self.record(index)
             try:
                 encoded = self.encoded(index)
@@ -180,7 +181,7 @@ class StageData(Dataset[Sample]):
                 report.learned += encoded.learned
                 report.cut += encoded.cut
             if progress:
-                progress(index + 1)
+                progress(seen + 1)
         return report
 
     def without(self, bad: Sequence[BadRow]) -> StageData:

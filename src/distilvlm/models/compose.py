@@ -60,11 +60,13 @@ def build(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, meta: 
     image_id = rows if tokenizer is None else place_image_token(tokenizer, rows)
     kept = kept_layers(text_config.num_hidden_layers, language.layers)
     config = _llava_config(vision_config, cut_config(text_config, kept), layout, image_id, spec, dtype)
+    drawn_parts = {"projector": True, "vision": vision.source is None, "language": language.source is None}
+    random = frozenset(part for part, is_drawn in drawn_parts.items() if is_drawn)
 
     if meta:
         with torch.device("meta"):
             model = LlavaForConditionalGeneration(config)
-        return VLM(model, tokenizer, layout, image_id)
+        return VLM(model, tokenizer, layout, image_id, random)
 
     with drawn(seed, "vision"):
         tower = _tower(vision, vision_config, dtype)
@@ -84,7 +86,7 @@ def build(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, meta: 
         text_config.model_type,
         len(kept),
     )
-    return VLM(model.eval(), tokenizer, layout, image_id)
+    return VLM(model.eval(), tokenizer, layout, image_id, random)
 
 
 def _see(vision: VisionSpec, meta: bool) -> tuple[PretrainedConfig, VisionLayout]:

@@ -45,12 +45,16 @@ class VLM:
     The tokenizer holds `<image>` as a special token with id `image_id`. That id is a spare row of the embedding where
     there is one; otherwise it is `embedding_rows`, one past the end: such an id is never embedded (`Batch.input_ids`
     carry a safe id under placeholders), and only `save` adds a row for it.
+
+    `random_parts` are those of 'vision', 'projector' and 'language' that were drawn when the model was composed, not
+    read from a checkpoint.
     """
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase | None  # None only on the meta device, where a plan may lack the files
     layout: VisionLayout
     image_id: int
+    random_parts: frozenset[str] = frozenset()
 
     @property
     def embedding_rows(self) -> int:

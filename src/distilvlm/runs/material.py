@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from distilvlm.data import BadRow, DataReport, Order, SampleKey, Source, StageData, raise_or_quarantine, read
 from distilvlm.data.geometry import canvas, decode
+from distilvlm.data.stage import background, stage_data
 from distilvlm.models.features import FeatureReader, FeatureStore
 from distilvlm.models.files import write_whole
 from distilvlm.models.fingerprint import fingerprint
@@ -40,7 +41,7 @@ def check(recipe: Recipe, stage: StageSpec, vlm: VLM, place: RunDirectory, accel
     Raises:
         DataError: as `prepare`.
     """
-    data = _stage_data(recipe, stage, vlm, [read(recipe.data[name], name) for name in stage.data], None)
+    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, [read(recipe.data[name], name) for name in stage.data])
     _checked(data, recipe, stage, place, accelerator)
 
 
@@ -55,7 +56,7 @@ def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerat
     reader, unreadable = None, []
     if recipe.pictures.features is not None:
         reader, unreadable = _features(recipe, vlm, accelerator, sources)
-    data = _stage_data(recipe, stage, vlm, sources, reader)
+    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources, reader)
     report = _checked(data, recipe, stage, place, accelerator)
     known = {row.key for row in report.bad}
     report.bad.extend(row for row in unreadable if row.key not in known)
@@ -68,30 +69,6 @@ def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerat
     # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
     order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
     return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
-
-
-def _background(vlm: VLM) -> tuple[int, int, int]:
-    """The colour that pictures are padded with: the tower's mean, as LLaVA has it."""
-    red, green, blue = (int(value * 255) for value in vlm.layout.mean)
-    return red, green, blue
-
-
-def _stage_data(
-    recipe: Recipe, stage: StageSpec, vlm: VLM, sources: Sequence[Source], reader: FeatureReader | None
-) -> StageData:
-    return StageData(
-        sources,
-        vlm.tokenizer,
-        placeholders=vlm.layout.placeholders,
-        visual=vlm.layout.visual,
-        pictures=recipe.pictures,
-        size=vlm.layout.size,
-        max_length=stage.max_length,
-        seed=recipe.seed,
-        background=_background(vlm),
-        feature_reader=reader,
-        on_bad_row=recipe.machine.on_bad_row,
-    )
 
 
 def _checked(
@@ -137,7 +114,7 @@ def _features(
 ) -> tuple[FeatureReader, list[BadRow]]:
     """Fill the feature store, every process its share of the pictures; returns rows whose picture can't be decoded."""
     assert recipe.pictures.features is not None
-    geometry, size, background = recipe.pictures.geometry, vlm.layout.size, _background(vlm)
+    geometry, size, padding = recipe.pictures.geometry, vlm.layout.size, background(vlm.layout)
     tower = vlm.model.model.vision_tower.to(accelerator.device)
     store = FeatureStore(recipe.pictures.features, vlm.layout, fingerprint(tower), geometry)
     owners: dict[str, list[BadRow]] = {}
@@ -150,7 +127,7 @@ def _features(
         return store.fill(
             owners,
             vlm,
-            lambda path: canvas(decode(path), geometry, size, background),
+            lambda path: canvas(decode(path), geometry, size, padding),
             batch=32,
             rank=rank,
             world=world,

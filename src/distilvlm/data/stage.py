@@ -1,0 +1,60 @@
+"""The data of a recipe's stage, as a student sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from distilvlm.data.dataset import FeatureReader, StageData
+from distilvlm.data.readers import Source
+from distilvlm.recipe.schema import Recipe, StageSpec
+
+
+class Layout(Protocol):
+    """What data needs to know of a vision tower; `models.VisionLayout` is one."""
+
+    @property
+    def size(self) -> int: ...  # side of the canvas in pixels
+    @property
+    def placeholders(self) -> int: ...  # positions per picture
+    @property
+    def visual(self) -> tuple[bool, ...]: ...  # [placeholders] False for a register
+    @property
+    def mean(self) -> tuple[float, float, float]: ...  # of RGB in [0, 1]
+
+
+def background(layout: Layout) -> tuple[int, int, int]:
+    """The colour that pictures are padded with: the tower's mean, as LLaVA has it."""
+    red, green, blue = (int(value * 255) for value in layout.mean)
+    return red, green, blue
+
+
+def stage_data(
+    recipe: Recipe,
+    stage: StageSpec,
+    tokenizer: Any,
+    layout: Layout,
+    sources: Sequence[Source],
+    reader: FeatureReader | None = None,
+) -> StageData:
+    """What `stage` trains on, made of its `sources` (as `read` gave them).
+
+    Args:
+        reader: kept features instead of pictures.
+
+    Raises:
+        ValueError, DataError: as `StageData`.
+    """
+    return StageData(
+        sources,
+        tokenizer,
+        placeholders=layout.placeholders,
+        visual=layout.visual,
+        pictures=recipe.pictures,
+        size=layout.size,
+        max_length=stage.max_length,
+        seed=recipe.seed,
+        background=background(layout),
+        feature_reader=reader,
+        on_bad_row=recipe.machine.on_bad_row,
+    )
