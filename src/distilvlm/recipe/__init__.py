@@ -2,7 +2,7 @@
 
 from distilvlm.recipe.dump import differences, dump_recipe, read_dump
 from distilvlm.recipe.errors import RecipeError
-from distilvlm.recipe.load import load_recipe
+from distilvlm.recipe.load import load_file, load_recipe
 from distilvlm.recipe.schema import (
     Augmentation,
     LanguageSpec,
@@ -42,6 +42,7 @@ __all__ = [
     "VisionSpec",
     "differences",
     "dump_recipe",
+    "load_file",
     "load_recipe",
     "read_dump",
 ]

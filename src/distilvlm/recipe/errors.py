@@ -41,12 +41,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "there are none"
 
 
-def explain(error: ValidationError, tree: Mapping[str, Any], layers: Sequence[Layer]) -> RecipeError:
-    """Say in the recipe's words what the schema refused. `layers` stand in the order in which they were applied."""
+def explain(
+    error: ValidationError, tree: Mapping[str, Any], layers: Sequence[Layer], schema: type[BaseModel] = Recipe
+) -> RecipeError:
+    """Say in the file's words what the schema refused. `layers` stand in the order in which they were applied."""
     lines: list[str] = []
     for problem in error.errors():
         field = named(problem["loc"], tree)
-        line = f"{_origin(problem, field, layers)}: {'.'.join(map(str, field)) or 'recipe'}: {_message(problem)}"
+        place = ".".join(map(str, field)) or schema.__name__.lower()
+        line = f"{_origin(problem, field, layers)}: {place}: {_message(problem, schema)}"
         if line not in lines:
             lines.append(line)
     return RecipeError("\n".join(lines))
@@ -70,10 +73,10 @@ def named(path: Iterable[Step], tree: Any) -> tuple[str, ...]:
     return tuple(steps)
 
 
-def _message(problem: ErrorDetails) -> str:
+def _message(problem: ErrorDetails, schema: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         location = problem["loc"]
-        return f"unknown key; {nearest(str(location[-1]), _known_keys(location[:-1]))}"
+        return f"unknown key; {nearest(str(location[-1]), _known_keys(location[:-1], schema))}"
     if problem["type"] == "missing":
         return "missing; this field has no default"
     text = problem["msg"].removeprefix("Value error, ")
@@ -109,9 +112,9 @@ def _depth(tree: Any, field: Sequence[str]) -> int:
     return len(field)
 
 
-def _known_keys(location: Iterable[Step]) -> list[str]:
+def _known_keys(location: Iterable[Step], schema: type[BaseModel]) -> list[str]:
     """Keys that the schema has at a location (pydantic's, with its union markers)."""
-    annotation: Any = Recipe
+    annotation: Any = schema
     for step in location:
         annotation = _inside(annotation, step)
     models = _models(annotation)

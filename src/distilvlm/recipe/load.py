@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -18,17 +18,23 @@ from pydantic import ValidationError
 from distilvlm.recipe.dialect import parse
 from distilvlm.recipe.errors import Layer, RecipeError, explain, nearest
 from distilvlm.recipe.merge import as_layer, assign, merge
-from distilvlm.recipe.schema import Recipe
+from distilvlm.recipe.schema import Recipe, Section
 from distilvlm.recipe.tree import is_list, is_mapping
 from distilvlm.recipe.written import mark, resolve, substitute
 
+SectionType = TypeVar("SectionType", bound=Section)
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+
+def load_recipe(
+    path: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Recipe:
     """Read, compose and check a recipe file.
 
     `overrides` are dotted fields with their values, or strings `a.b.0.c=VALUE` whose VALUE is YAML; entries of a list
     are meant by index or by name. They are applied after the preset(s); `preset=NAME` (or `NAME,NAME`) replaces the
-    file's own choice of presets.
+    file's own choice of presets. `variables` are what `${NAME}` stands for, before the environment is asked.
 
     Raises `RecipeError`, one line per problem, with file, dotted field and the nearest known name.
     """
@@ -48,11 +54,24 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] =
     for origin, field, value in [*selected, *(change for change in changes if change[1] != "preset")]:
         assign(tree, field, value, origin)
         layers.append(Layer(origin, as_layer(field, value)))
-    tree = resolve(tree)
+    return _validated(Recipe, resolve(tree, variables), layers)
+
+
+def load_file(path: str | Path, schema: type[SectionType], variables: Mapping[str, str] | None = None) -> SectionType:
+    """Read and check a file that is no recipe by the same rules: strict keys, `${NAME}`, paths relative to the file.
+
+    Raises `RecipeError` as `load_recipe` does.
+    """
+    path = Path(path)
+    layer = Layer(str(path), mark(_read(path), str(path), path.parent.absolute()), whole=True)
+    return _validated(schema, resolve(layer.tree, variables), [layer])
+
+
+def _validated(schema: type[SectionType], tree: Any, layers: Sequence[Layer]) -> SectionType:
     try:
-        return Recipe.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, tree, layers) from None
+        raise explain(error, tree, layers, schema) from None
 
 
 def _chain(path: Path, below: tuple[Path, ...]) -> list[Layer]:

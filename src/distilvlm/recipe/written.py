@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from distilvlm.recipe.errors import RecipeError, named
 from distilvlm.recipe.merge import VERBATIM
 from distilvlm.recipe.tree import is_list, is_mapping
 
-PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features"})
+PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features", "recipe"})
 _REFERENCE = re.compile(r"\$\$\{|\$\{[^}]*\}?")
 _WELL_FORMED = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?P<or>:-(?P<default>[^${}]*))?\}")
 
@@ -47,22 +48,25 @@ def mark(tree: Any, origin: str, directory: Path) -> Any:
     return tree
 
 
-def resolve(tree: Any, root: Any = None, path: tuple[str | int, ...] = ()) -> Any:
+def resolve(
+    tree: Any, variables: Mapping[str, str] | None = None, root: Any = None, path: tuple[str | int, ...] = ()
+) -> Any:
     """A copy of `tree` with plain strings: variables substituted, and paths (fields of `PATH_KEYS`) made absolute when
     they are meant relative to the file that they are written in."""
     root = tree if root is None else root
     if is_mapping(tree):
-        return {key: resolve(value, root, (*path, key)) for key, value in tree.items()}
+        return {key: resolve(value, variables, root, (*path, key)) for key, value in tree.items()}
     if is_list(tree):
-        return [resolve(value, root, (*path, index)) for index, value in enumerate(tree)]
+        return [resolve(value, variables, root, (*path, index)) for index, value in enumerate(tree)]
     if not isinstance(tree, Written):
         return tree
-    text = substitute(tree, f"{tree.origin}: {'.'.join(named(path, root))}")
+    text = substitute(tree, f"{tree.origin}: {'.'.join(named(path, root))}", variables)
     return placed(text, tree.directory) if path[-1] in PATH_KEYS and VERBATIM not in path else text
 
 
-def substitute(text: str, place: str) -> str:
-    """`${NAME}` and `${NAME:-default}` from the environment, the default also for an empty variable, as in a shell.
+def substitute(text: str, place: str, variables: Mapping[str, str] | None = None) -> str:
+    """`${NAME}` and `${NAME:-default}` from `variables` or the environment, the default also for an empty one, as in a
+    shell.
 
     `$${` stands for a literal `${`. Raises `RecipeError` that begins with `place` for a variable that is not set.
     """
@@ -73,7 +77,7 @@ def substitute(text: str, place: str) -> str:
         reference = _WELL_FORMED.fullmatch(match[0])
         if reference is None:
             raise RecipeError(f"{place}: '{text}': write ${{NAME}} or ${{NAME:-default}} (not nested; $${{ for itself)")
-        found = os.environ.get(reference["name"])
+        found = (variables or {}).get(reference["name"]) or os.environ.get(reference["name"])
         if reference["or"] is not None:
             return found or reference["default"]
         if found is None:
