@@ -37,7 +37,7 @@ def test_differences_name_the_field_and_both_values(base: Path) -> None:
     changed = {"stages.second.optim.lr": 1.0, "student.vision.size": None, "machine.workers": 2, "data.more.path": "x"}
     assert differences(load_recipe(base), load_recipe(base, changed)) == [
         "student.vision.size: 28 → (none)",
-        "data.more: (none) → {'path': 'x', 'format': 'auto', 'template': 'chat'}",
+        "data.more: (none) → {'path': 'x', 'format': 'auto', 'template': 'chat', 'weight': 1.0}",
         "stages.second.optim.lr: 2e-05 → 1.0",
         "machine.workers: 0 → 2",
     ]

@@ -7,7 +7,7 @@ from distilvlm.data.problems import DataError, raise_or_quarantine
 from distilvlm.data.readers import Source, read
 from distilvlm.data.records import Record, Turn
 from distilvlm.data.report import DataReport
-from distilvlm.data.sampler import Order, shares
+from distilvlm.data.sampler import Order, shares, showings
 from distilvlm.data.template import Encoded, Template, explain, export_chat_template
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "raise_or_quarantine",
     "read",
     "shares",
+    "showings",
 ]

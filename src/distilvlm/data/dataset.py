@@ -1,4 +1,4 @@
-"""The data of one stage: its sources' records as samples, each a pure function of (seed, epoch, index)."""
+"""The data of one stage: its sources' records as samples, each a pure function of (seed, pass, index)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sample:
 
 
 class StageData(Dataset[Sample]):
-    """A map-style dataset over (epoch, index), picklable for loader processes.
+    """A map-style dataset over (pass, index), picklable for loader processes.
 
     Args:
         sources: what `readers.read` gave; each uses the template that its recipe entry names.
@@ -121,6 +121,12 @@ class StageData(Dataset[Sample]):
         words = self._gather([source.records.words for source in self.sources])
         return words + self.placeholders * self.picture_counts
 
+    @property
+    def mixture(self) -> list[tuple[int, float]]:
+        """(samples, weight) of each source, for `Order`."""
+        counts = np.bincount(self._members[:, 0], minlength=len(self.sources))
+        return [(int(count), source.spec.weight) for count, source in zip(counts, self.sources, strict=True)]
+
     def record(self, index: int) -> Record:
         source, record = self._members[index]
         return self.sources[source].records[int(record)]
@@ -132,17 +138,17 @@ class StageData(Dataset[Sample]):
         return template.encode(self.sources[source].records[int(record)], self.placeholders, self.max_length)
 
     def __getitem__(self, at: SampleIndex) -> Sample:
-        epoch, index = at
+        showing, index = at
         record = self.record(index)
         try:
-            return self._sample(record, epoch, index)
+            return self._sample(record, showing, index)
         except (RowError, PictureError) as error:
             problem = BadRow(record.key, *_field_and_reason(error))
             if self.on_bad_row == "fatal":
                 raise DataError(f"data '{record.key.source}', {problem}") from error
             return _stand_in(problem, self.placeholders)
         except Exception as error:
-            where = f"data '{record.key.source}', {record.key.file}, row {record.key.row} (epoch {epoch})"
+            where = f"data '{record.key.source}', {record.key.file}, row {record.key.row} (pass {showing})"
             raise DataError(f"{where} could not be loaded: {type(error).__name__}: {error}") from error
 
     def check(self, progress: Callable[[int], None] | None = None, indices: Sequence[int] | None = None) -> DataReport:
@@ -195,13 +201,13 @@ class StageData(Dataset[Sample]):
         rest._need_samples()
         return rest
 
-    def _sample(self, record: Record, epoch: int, index: int) -> Sample:
+    def _sample(self, record: Record, showing: int, index: int) -> Sample:
         encoded = self.encoded(index)
         pictures = features = None
         if record.images and self.feature_reader is not None:
             features = torch.stack([self._features(path) for path in record.images])
         elif record.images:
-            pictures = self._canvases(record, epoch, index)
+            pictures = self._canvases(record, showing, index)
         return Sample(
             key=record.key,
             input_ids=encoded.input_ids,
@@ -213,8 +219,8 @@ class StageData(Dataset[Sample]):
             features=features,
         )
 
-    def _canvases(self, record: Record, epoch: int, index: int) -> Tensor:
-        rng = geometry.augmentation_rng(self.seed, epoch, index) if self.pictures.augment else None
+    def _canvases(self, record: Record, showing: int, index: int) -> Tensor:
+        rng = geometry.augmentation_rng(self.seed, showing, index) if self.pictures.augment else None
         made: list[Tensor] = []
         for position, path in enumerate(record.images):
             try:

@@ -94,9 +94,9 @@ def augment(image: Image.Image, spec: Augmentation, rng: np.random.Generator) ->
     return image
 
 
-def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one sample in one epoch: a pure function of its arguments."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, index])))
+def augmentation_rng(seed: int, showing: int, index: int) -> np.random.Generator:
+    """The generator of one showing of a sample (its pass, see `sampler`): a pure function of its arguments."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, showing, index])))
 
 
 def _cropped(image: Image.Image, size: int) -> Image.Image:

@@ -12,11 +12,19 @@ import numpy as np
 T = TypeVar("T")
 
 SampleIndex = tuple[int, int]
-"""(epoch, index in the data)."""
+"""(pass, index in the data). Pass p shows a sample for the p-th time: without weights it is the epoch."""
+
+
+def showings(samples: int, weight: float) -> int:
+    """How many samples an epoch takes of a source: rounded up, so that two epochs of weight 0.5 show all of it."""
+    return math.ceil(round(samples * weight, 6))
 
 
 class Order:
     """The order of a stage's samples: every sample once per epoch, `batch` per update, the last of an epoch smaller.
+
+    A source of weight 2 is seen twice per epoch, one of weight 0.5 by half, another half each time: its epochs are
+    consecutive stretches of one endless series of shuffled passes over it.
 
     Args:
         samples: number of samples.
@@ -28,6 +36,7 @@ class Order:
             left of both modalities makes the last update (or two) of an epoch.
         lengths: [samples] any measure of length; needed by "grouped".
         pictures: [samples] pictures per sample; needed by "grouped".
+        mixture: (number of samples, weight) of each source, in the order of the data; default: one of weight 1.
     """
 
     def __init__(
@@ -39,22 +48,27 @@ class Order:
         order: Literal["random", "grouped"] = "random",
         lengths: np.ndarray | None = None,
         pictures: np.ndarray | None = None,
+        mixture: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         if samples < 1 or batch < 1:
             raise ValueError(f"an order needs samples and a batch of at least 1, got {samples} and {batch}")
         if order == "grouped" and (lengths is None or pictures is None or not len(lengths) == len(pictures) == samples):
             raise ValueError(f"order 'grouped' needs the length and the number of pictures of all {samples} samples")
+        self.mixture = [(samples, 1.0)] if mixture is None else list(mixture)
+        if sum(count for count, _ in self.mixture) != samples:
+            raise ValueError(f"the sources {self.mixture} do not have {samples} samples together")
         self.samples = samples
+        self.per_epoch = sum(showings(count, weight) for count, weight in self.mixture)
         self.batch = batch
         self.order = order
         self._lengths = lengths
         self._pictures = pictures
         self._entropy = (seed, int.from_bytes(hashlib.sha256(stage.encode()).digest()[:8], "big"))
-        self._made: dict[int, np.ndarray] = {}
+        self._made: dict[int, np.ndarray] = {}  # epoch -> [per_epoch, 2] pass and index
 
     @property
     def updates_per_epoch(self) -> int:
-        return math.ceil(self.samples / self.batch)
+        return math.ceil(self.per_epoch / self.batch)
 
     def total_updates(self, epochs: float | None = None, updates: int | None = None) -> int:
         """Updates of a stage of so many epochs (rounded up, as transformers' trainer does) or updates."""
@@ -68,40 +82,62 @@ class Order:
     def update(self, number: int) -> list[SampleIndex]:
         """The samples of update `number` (0-based), in order."""
         epoch, place = divmod(number, self.updates_per_epoch)
-        indices = self._epoch(epoch)[place * self.batch : (place + 1) * self.batch]
-        return [(epoch, int(index)) for index in indices]
+        members = self._epoch(epoch)[place * self.batch : (place + 1) * self.batch]
+        return [(int(showing), int(index)) for showing, index in members]
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._made:
             if len(self._made) > 1:
                 self._made.clear()
-            self._made[epoch] = self._make_epoch(epoch)
+            shown = self._shown(epoch)
+            self._made[epoch] = shown[self._shuffled(epoch, shown[:, 1])]
         return self._made[epoch]
 
-    def _make_epoch(self, epoch: int) -> np.ndarray:
-        """[samples] all indices in the order of `epoch`."""
+    def _shown(self, epoch: int) -> np.ndarray:
+        """[per_epoch, 2] pass and index of what `epoch` shows, source by source."""
+        first = 0
+        stretches: list[np.ndarray] = []
+        for source, (count, weight) in enumerate(self.mixture):
+            place, end = epoch * showings(count, weight), (epoch + 1) * showings(count, weight)
+            while place < end:
+                showing, start = divmod(place, count)
+                stop = min(count, start + end - place)
+                part = np.arange(count) if stop - start == count else self._pass(source, showing, count)[start:stop]
+                stretches.append(np.stack([np.full(len(part), showing), first + part], axis=1))
+                place += stop - start
+            first += count
+        return np.concatenate(stretches)
+
+    def _pass(self, source: int, showing: int, count: int) -> np.ndarray:
+        """[count] the order of one pass over a source, where an epoch takes but a part of it."""
+        seeds = np.random.SeedSequence([*self._entropy], spawn_key=(source, showing))
+        return np.random.Generator(np.random.Philox(seeds)).permutation(count)
+
+    def _shuffled(self, epoch: int, indices: np.ndarray) -> np.ndarray:
+        """[per_epoch] the places of `indices` in the order of `epoch`."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._entropy, epoch])))
         if self.order == "random":
-            return rng.permutation(self.samples)
-        assert self._pictures is not None
+            return rng.permutation(len(indices))
+        assert self._pictures is not None and self._lengths is not None
+        pictures, lengths = self._pictures[indices], self._lengths[indices]
+
+        def longest_first(group: np.ndarray) -> np.ndarray:
+            return group[np.argsort(-lengths[group], kind="stable")]
+
         whole: list[np.ndarray] = []
         rest: list[np.ndarray] = []
-        for members in (np.flatnonzero(self._pictures > 0), np.flatnonzero(self._pictures == 0)):
+        for members in (np.flatnonzero(pictures > 0), np.flatnonzero(pictures == 0)):
             shuffled = rng.permutation(members)
             end = len(shuffled) // self.batch * self.batch
-            whole.extend(self._longest_first(group) for group in shuffled[:end].reshape(-1, self.batch))
+            whole.extend(longest_first(group) for group in shuffled[:end].reshape(-1, self.batch))
             rest.append(shuffled[end:])
         last = rng.permutation(np.concatenate(rest))
         return np.concatenate(
             [
                 *(whole[place] for place in rng.permutation(len(whole))),
-                *(self._longest_first(last[start : start + self.batch]) for start in range(0, len(last), self.batch)),
+                *(longest_first(last[start : start + self.batch]) for start in range(0, len(last), self.batch)),
             ]
         )
-
-    def _longest_first(self, group: np.ndarray) -> np.ndarray:
-        assert self._lengths is not None
-        return group[np.argsort(-self._lengths[group], kind="stable")]
 
 
 def shares(indices: Sequence[T], world: int, micro_batch: int) -> list[list[list[T]]]:

@@ -138,6 +138,11 @@ class SourceSpec(Section):
         default=None, gt=0, description="number of rows the file must have; plan uses it without the file"
     )
     take: int | None = Field(default=None, gt=0, description="use only the first so many rows")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        description="how often an epoch shows each row: 2 twice, 0.5 half of the rows, another half each epoch",
+    )
 
 
 class LossSpec(Section):

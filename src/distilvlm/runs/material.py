@@ -67,7 +67,16 @@ def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerat
     if report.bad:
         data = data.without(report.bad)
     # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
-    order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
+    order = Order(
+        len(data),
+        stage.optim.batch,
+        recipe.seed,
+        str(index),
+        stage.order,
+        data.lengths,
+        data.picture_counts,
+        data.mixture,
+    )
     return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distilvlm.data import DataError, Source, Template, read
+from distilvlm.data import DataError, Source, Template, read, showings
 from distilvlm.data.problems import RowError
 from distilvlm.models import NotHere, build, parts
 from distilvlm.models.vlm import VLM
@@ -139,11 +139,10 @@ def _stage(
 
 
 def _samples(spec: SourceSpec, source: Source | None) -> int | None:
-    if source is not None:
-        return len(source.records)
-    if spec.rows is None or spec.take is None:
-        return spec.rows
-    return min(spec.rows, spec.take)
+    """How many samples an epoch shows of a source."""
+    rows = spec.rows if spec.rows is None or spec.take is None else min(spec.rows, spec.take)
+    count = rows if source is None else len(source.records)
+    return None if count is None else showings(count, spec.weight)
 
 
 def _response_rows(stage: StageSpec, student: VLM | None, sources: dict[str, Source | None]) -> float | None:
