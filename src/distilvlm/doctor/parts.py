@@ -1,0 +1,155 @@
+"""What trains, in which dtype, and what nobody ever trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from distilvlm.data import StageData
+from distilvlm.models.parts import LEAVES, Parameters, parameters_of, summary
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, StageSpec
+
+from .finding import Finding
+
+
+def trained(student: VLM, names: Sequence[str]) -> dict[str, Parameters]:
+    """Leaf part -> its parameters, of what a stage with `train: names` trains; the student stays as it is.
+
+    Raises:
+        ValueError: no such part.
+    """
+    for name in names:
+        parameters_of(student.model, name)
+    there = {row.name for row in summary(student.model)}
+    leaves = [leaf for leaf in LEAVES if leaf in there and leaf != "vision.unread"]
+    return {leaf: parameters_of_leaf(student, leaf) for leaf in leaves if owner(leaf, names) is not None}
+
+
+def parameters_of_leaf(student: VLM, leaf: str) -> Parameters:
+    """As `parameters_of`, but 'vision' is only what is read of the tower."""
+    members = parameters_of(student.model, leaf)
+    if leaf != "vision" or not any(row.name == "vision.unread" for row in summary(student.model)):
+        return members
+    unread = parameters_of(student.model, "vision.unread")
+    return {name: parameter for name, parameter in members.items() if name not in unread}
+
+
+def owner(leaf: str, names: Iterable[str]) -> str | None:
+    """The name in a stage's `train` that stands for this leaf: the closest one."""
+    covering = [name for name in names if leaf == name or leaf.startswith(f"{name}.")]
+    return max(covering, key=len, default=None)
+
+
+def check(recipe: Recipe, student: VLM, teacher: VLM | None, data: Mapping[str, StageData]) -> list[Finding]:
+    """Per stage what trains and its dtype; then what is random and stays so."""
+    found = [finding for stage in recipe.stages for finding in _stage(stage, student)]
+    found += _random_student(recipe, student, data)
+    if teacher is not None:
+        found += _teacher(recipe, teacher)
+    return found
+
+
+def _stage(stage: StageSpec, student: VLM) -> list[Finding]:
+    leaves = trained(student, stage.train)
+    by_name: dict[str, Parameters] = {name: {} for name in stage.train}
+    for leaf, members in leaves.items():
+        by_name[str(owner(leaf, stage.train))] |= members
+    text = ", ".join(f"{name} {_size(members)} {_dtypes(members)}" for name, members in by_name.items())
+    frozen = [f"{row.name} {row.parameters:,} {row.dtype}" for row in summary(student.model) if row.name not in leaves]
+    frozen_text = f"; frozen: {', '.join(frozen)}" if frozen else ""
+    found = [Finding("parts.trains", "ok", f"trains {text}{frozen_text}", stage=stage.name)]
+    coarse = [name for name, members in by_name.items() if any(p.dtype.itemsize < 4 for p in members.values())]
+    if coarse:
+        kept = " and ".join(f"{name} in {_dtypes(by_name[name])}" for name in coarse)
+        found.append(
+            Finding(
+                "parts.master",
+                "error",
+                f"what trains is held in 16 bits ({kept}): most steps of a small rate are rounded away (with bf16 weights "
+                "and a rate of 2e-5, 4% of SmolLM2's weights moved in 5 updates)",
+                "build the student in float32; machine.precision: bf16 computes in bf16 without holding weights in it",
+                stage.name,
+            )
+        )
+    unread = [row for row in summary(student.model) if row.name == "vision.unread"]
+    if unread and any(leaf == "vision" for leaf in leaves):
+        text = f"{unread[0].parameters:,} parameters of the tower lie behind the layer that is read: they do not train"
+        found.append(Finding("parts.unread", "ok", text, stage=stage.name))
+    return found
+
+
+def _random_student(recipe: Recipe, student: VLM, data: Mapping[str, StageData]) -> list[Finding]:
+    pictures = not data or any(bool((stage_data.picture_counts > 0).any()) for stage_data in data.values())
+    trains = {leaf for stage in recipe.stages for leaf in trained(student, stage.train)}
+    found: list[Finding] = []
+    for part in _random(student):
+        idle = [leaf for leaf in _leaves(student, part) if leaf not in trains]
+        if not idle:
+            continue
+        what = part if len(idle) == len(_leaves(student, part)) else ", ".join(idle)
+        if part != "language" and not pictures:
+            text = f"{what} is randomly initialised and trains in no stage; no row has a picture, so nothing passes it"
+            found.append(Finding("parts.random", "ok", text))
+            continue
+        origin = "student.from" if part == "projector" else f"student.{part}.from"
+        found.append(
+            Finding(
+                "parts.random",
+                "warning",
+                f"{what} is randomly initialised and trains in no stage: it stays noise",
+                f"add '{part}' to the train list of a stage, or start from trained weights ({origin})",
+            )
+        )
+    return found
+
+
+def _teacher(recipe: Recipe, teacher: VLM) -> list[Finding]:
+    if not any(stage.loss.needs_teacher for stage in recipe.stages):
+        return []
+    rows = summary(teacher.model)
+    total = sum(row.parameters for row in rows)
+    dtype = "+".join(sorted({row.dtype for row in rows}))
+    found = [Finding("parts.teacher", "ok", f"teacher: {total:,} parameters, held in {dtype}")]
+    if random := _random(teacher):
+        found.append(
+            Finding(
+                "parts.teacher",
+                "warning",
+                f"the teacher's {' and '.join(random)} {'is' if len(random) == 1 else 'are'} randomly initialised: it "
+                "teaches noise",
+                "train it first, and name what that run made: teacher: {from: RUN/model}",
+            )
+        )
+    return found
+
+
+def _random(vlm: VLM) -> list[str]:
+    """Parts that were drawn and never trained."""
+    found = [part for part in ("vision", "projector", "language") if part in vlm.random_parts]
+    if "projector" not in found and _projector_is_as_drawn(vlm):
+        found.append("projector")
+    return found
+
+
+def _projector_is_as_drawn(vlm: VLM) -> bool:
+    """A checkpoint doesn't say what trained, but a projector is drawn with biases of exactly 0, and the first update
+    moves them."""
+    biases = [p for name, p in parameters_of(vlm.model, "projector").items() if name.endswith("bias")]
+    if not biases or biases[0].is_meta:
+        return False
+    return all(not bool(torch.count_nonzero(bias)) for bias in biases)
+
+
+def _leaves(vlm: VLM, part: str) -> list[str]:
+    there = {row.name for row in summary(vlm.model)}
+    return [leaf for leaf in LEAVES if leaf in there and leaf != "vision.unread" and owner(leaf, [part])]
+
+
+def _size(members: Parameters) -> str:
+    return f"{sum(parameter.numel() for parameter in members.values()):,}"
+
+
+def _dtypes(members: Parameters) -> str:
+    return "+".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in members.values()}))

@@ -1,0 +1,149 @@
+"""From a recipe file to an examination; what can't be had on the way is a finding, too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from distilvlm.data import DataError, DataReport, Source, StageData, read
+from distilvlm.data.stage import stage_data
+from distilvlm.models import NotHere, build
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, RecipeError, load_recipe
+from distilvlm.teachers import LocalTeacher
+
+from . import settings, visual, vocabulary
+from .examination import examine
+from .finding import Finding
+from .template import spread
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 1_000
+"""Rows of a stage that are encoded; a run looks at all of them."""
+
+T = TypeVar("T")
+
+
+def doctor(
+    recipe_path: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    directory: str | Path | None = None,
+) -> list[Finding]:
+    """Examine a recipe without running it, in seconds. Never raises for what a user can mend.
+
+    Args:
+        overrides: as `distilvlm.run`'s.
+        directory: the run's, for disk space; default `runs/NAME`.
+    """
+    try:
+        recipe = load_recipe(recipe_path, overrides)
+    except RecipeError as error:
+        return [Finding("recipe.fields", "error", str(error), "mend the fields that are named")]
+    return _Patient(recipe, Path(directory) if directory is not None else Path("runs") / recipe.name).findings()
+
+
+class _Patient:
+    """A recipe's student, teacher and data, as far as they can be had."""
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self.recipe, self.directory = recipe, directory
+        self.missing: list[Finding] = []
+        self.device = _device()
+
+    def findings(self) -> list[Finding]:
+        recipe = self.recipe
+        student = self._had("student.weights", self._student, "name other weights in student")
+        sources = self._sources()
+        needed = recipe.teacher is not None and any(stage.loss.needs_teacher for stage in recipe.stages)
+        vlm = self._had("teacher.weights", self._teacher, "name another teacher (teacher.from)") if needed else None
+        if student is None:
+            return [*self.missing, *settings.check(recipe, None, None, {})]
+        data = self._data(student, sources)
+        if vlm is not None:
+            compared = [*vocabulary.check(recipe, student, vlm), *visual.check(recipe, student, vlm)]
+            if errors := [finding for finding in compared if finding.level == "error"]:
+                self.missing += errors
+                vlm = None
+        teacher = None if vlm is None else self._pair(vlm, student)
+        reports = self._reports(data)
+        return [*self.missing, *examine(recipe, student, teacher, data, reports, self.directory)]
+
+    def _had(self, check: str, make: Callable[[], T], fix: str) -> T | None:
+        """What `make` gives, or None and a finding; a checkpoint that is damaged can raise anything."""
+        try:
+            return make()
+        except NotHere as error:
+            made = error.path.parent if error.path.name == "model" else None
+            if made is not None:
+                fix = f"train it first: distilvlm run RECIPE --dir {made}"
+            self.missing.append(Finding(check, "error", f"'{error.path}' is not here", fix))
+        except DataError as error:
+            self.missing.append(Finding(check, "error", str(error), fix))
+        except Exception as error:
+            logger.debug("%s", check, exc_info=True)
+            kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+            self.missing.append(Finding(check, "error", f"{kind}{error}", fix))
+        return None
+
+    def _student(self) -> VLM:
+        return build(self.recipe.student, self.recipe.seed).to(self.device)
+
+    def _teacher(self) -> VLM:
+        spec = self.recipe.teacher
+        assert spec is not None
+        return build(spec, self.recipe.seed, dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32)
+
+    def _pair(self, vlm: VLM, student: VLM) -> LocalTeacher:
+        spec = self.recipe.teacher
+        assert spec is not None
+        trains = any(name.partition(".")[0] == "vision" for stage in self.recipe.stages for name in stage.train)
+        device = torch.device(spec.device) if spec.device else self.device
+        return LocalTeacher(vlm, student, device=device, student_device=self.device, share_vision=not trains)
+
+    def _sources(self) -> dict[str, Source]:
+        used = dict.fromkeys(name for stage in self.recipe.stages for name in stage.data)
+        sources = {
+            name: self._had(
+                "data.file",
+                lambda name=name: read(self.recipe.data[name], name),
+                f"mend the file, or name the right one in data.{name}",
+            )
+            for name in used
+        }
+        return {name: source for name, source in sources.items() if source is not None}
+
+    def _data(self, student: VLM, sources: Mapping[str, Source]) -> dict[str, StageData]:
+        data: dict[str, StageData] = {}
+        for stage in self.recipe.stages:
+            if not all(name in sources for name in stage.data):
+                continue  # the file that is not there is told already
+            made = self._had(
+                "data.rows",
+                lambda stage=stage: stage_data(
+                    self.recipe, stage, student.tokenizer, student.layout, [sources[name] for name in stage.data]
+                ),
+                f"look at data.{stage.data[0]}: its rows and its template",
+            )
+            if made is not None:
+                data[stage.name] = made
+        return data
+
+    def _reports(self, data: Mapping[str, StageData]) -> dict[str, DataReport]:
+        """Evenly spread rows of each stage; stages that see the same rows share a report."""
+        reports: dict[tuple[Any, ...], DataReport] = {}
+        by_stage: dict[str, DataReport] = {}
+        for name, stage in data.items():
+            key = (stage.max_length, *(source.name for source in stage.sources))
+            if key not in reports:
+                reports[key] = stage.check(indices=spread(range(len(stage)), LOOKED_AT))
+            by_stage[name] = reports[key]
+        return by_stage
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -1,0 +1,132 @@
+"""Does each loss term do its work: rows, zero for equals, more for unequals, a gradient for every part that trains?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from distilvlm.data import StageData
+from distilvlm.losses.objective import Objective
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, StageSpec
+from distilvlm.teachers import LocalTeacher
+
+from . import parts
+from .finding import Finding
+from .trial import TermTrial, samples_of, try_terms
+
+ZERO = {4: 1e-4, 2: 2e-2}
+"""Bytes of a weight -> what counts as nothing, in nats (relation: of a cosine): rounding of sums over a vocabulary."""
+
+
+def check(
+    recipe: Recipe, stage: StageSpec, student: VLM, teacher: LocalTeacher | None, data: StageData
+) -> list[Finding]:
+    """Every enabled term of `stage` on a few samples. To be called within `trial.untouched`."""
+    samples = samples_of(data)
+    if not samples:
+        return []  # none can be loaded: the rows' own findings say why
+    leaves = parts.trained(student, stage.train)
+    needed = teacher if stage.loss.needs_teacher else None
+    trials = try_terms(student, needed, Objective(**stage.loss.model_dump()), leaves, samples)
+    width = min(p.dtype.itemsize for members in leaves.values() for p in members.values())
+    found: list[Finding] = []
+    reach: dict[str, dict[str, float]] = {}
+    for name, trial in trials.items():
+        problem = _problem(stage, name, trial, ZERO.get(width, 1e-4))
+        if problem is None:
+            reach[name] = dict(trial.gradients)
+            found.append(_ok(stage, name, trial, needed is not None))
+        else:
+            found.append(problem)
+    found += _reach(stage, reach)
+    if needed is not None and recipe.stages[0].name == stage.name and same_weights(student.model, needed.vlm.model):
+        text = "teacher and student have the same weights: the teacher's terms begin at 0 and have nothing to teach"
+        found.append(Finding("terms.same", "warning", text, "name another teacher (teacher.from)", stage.name))
+    return found
+
+
+def _problem(stage: StageSpec, name: str, trial: TermTrial, zero: float) -> Finding | None:
+    def error(check: str, text: str, fix: str) -> Finding:
+        return Finding(check, "error", f"{name}: {text}", fix, stage.name)
+
+    if not trial.rows:
+        what = "rows with pictures" if name in ("visual", "relation") else "rows with answers"
+        text = f"no rows: none of the data has {what.removeprefix('rows with ')}"
+        return error("terms.rows", text, f"add {what} to stages.{stage.name}.data, or set loss.{name} to 0")
+    values = (trial.value, trial.itself, trial.perturbed, *trial.gradients.values())
+    if not all(math.isfinite(value) for value in values):
+        text = "not a finite number, or not a finite gradient, before the first step"
+        return error("terms.finite", text, "look for weights that are not finite in the student's and teacher's files")
+    if name == "text":
+        return None
+    if abs(trial.itself) > zero:
+        text = f"{trial.itself:.3g} for a student that is its own teacher, which must give 0"
+        return error("terms.zero", text, "this is a fault of the package, please report it with the recipe")
+    if trial.perturbed <= max(0.0, trial.itself):
+        text = f"a student that is off loses nothing by it ({trial.perturbed:.2g}): the term can't teach"
+        fix = f"set loss.temperature (now {stage.loss.temperature:g}) near 1"
+        if name == "relation":
+            fix = "set loss.relation to 0: the visual tokens of these pictures are all alike to the student"
+        return error("terms.positive", text, fix)
+    return None
+
+
+def _ok(stage: StageSpec, name: str, trial: TermTrial, teacher: bool) -> Finding:
+    weight = getattr(stage.loss, name)
+    against = " against the teacher" if teacher and name != "text" else ""
+    text = f"{name} × {weight:g}: {trial.rows} rows, {trial.value:.3g}{against}"
+    if name != "text":
+        text += f"; {abs(trial.itself):.1g} against itself, {trial.perturbed:.2g} when off"
+    gradients = ", ".join(f"{part} {norm:.2g}" for part, norm in _by_owner(stage, trial.gradients).items())
+    return Finding(f"terms.{name}", "ok", f"{text}; gradient: {gradients}", stage=stage.name)
+
+
+def _by_owner(stage: StageSpec, gradients: Mapping[str, float]) -> dict[str, float]:
+    """Norms of the parts as the stage names them."""
+    squares: dict[str, float] = {name: 0.0 for name in stage.train}
+    for leaf, norm in gradients.items():
+        squares[str(parts.owner(leaf, stage.train))] += norm**2
+    return {name: math.sqrt(square) for name, square in squares.items()}
+
+
+def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> Iterator[Finding]:
+    """Parts that no term moves are errors; those that one term alone does not move are warnings."""
+    if not gradients:
+        return
+    leaves = next(iter(gradients.values()))
+    unmoved = [leaf for leaf in leaves if not any(norms[leaf] for norms in gradients.values())]
+    for leaf in unmoved:
+        part = parts.owner(leaf, stage.train)
+        fix = f"take '{part}' out of stages.{stage.name}.train, or train it on rows that reach it"
+        if leaf in ("projector", "vision"):
+            fix = f"add rows with pictures to stages.{stage.name}.data, or take '{part}' out of its train list"
+        yield Finding(
+            "terms.gradient", "error", f"no loss term gives {leaf} a gradient: it can't learn", fix, stage.name
+        )
+    for name, norms in gradients.items():
+        owned = _by_owner(stage, {leaf: norm for leaf, norm in norms.items() if leaf not in unmoved})
+        idle = [part for part, norm in owned.items() if not norm and any(parts.owner(leaf, [part]) for leaf in norms)]
+        idle = [part for part in idle if not all(leaf in unmoved for leaf in norms if parts.owner(leaf, [part]))]
+        if idle:
+            text = f"{name} gives {' and '.join(idle)} no gradient; only other terms move it"
+            fix = f"leave it if that is meant, or set loss.{name} to 0"
+            yield Finding("terms.gradient", "warning", text, fix, stage.name)
+
+
+def same_weights(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether every weight is the same; stops at the first that is not."""
+    ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
+    if ours.keys() != theirs.keys():
+        return False
+    return all(
+        parameter is theirs[name]
+        or (
+            parameter.shape == theirs[name].shape
+            and torch.equal(parameter.detach(), theirs[name].detach().to(parameter))
+        )
+        for name, parameter in ours.items()
+    )

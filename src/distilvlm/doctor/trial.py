@@ -1,0 +1,214 @@
+"""A stage's task tried on a few samples: what its terms give, and which parts they reach. Nothing is trained.
+
+The student is compared with the teacher, with itself, and with itself while it is a little off. All three go the way
+that training goes: `Task`, `Objective` and the fused head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distilvlm.data import Batch, DataError, Sample, StageData
+from distilvlm.data.collate import collate
+from distilvlm.losses.objective import Objective
+from distilvlm.models import forward
+from distilvlm.models.parts import Parameters
+from distilvlm.models.vlm import VLM
+from distilvlm.teachers import LocalTeacher, Targets
+from distilvlm.train import Task
+
+from .template import spread
+
+TERMS = ("text", "response", "visual", "relation")
+
+SAMPLES = ((True, 2), (False, 1))
+"""With pictures? -> samples that are tried."""
+
+CANDIDATES = 64
+"""Samples of either kind of which the shortest are tried."""
+
+OFF = 0.3
+"""How far the perturbed student's weights are off, as a share of their root mean square."""
+
+
+@dataclass(frozen=True)
+class TermTrial:
+    """One term on the batch. `gradients` are norms per leaf part, for the student that is a little off."""
+
+    rows: int
+    value: float  # against the teacher, or the targets
+    itself: float  # the student as its own teacher
+    perturbed: float  # the student a little off, against itself as it is
+    gradients: Mapping[str, float]
+
+
+def samples_of(data: StageData) -> list[Sample]:
+    """A few short samples, with and without pictures, as far as there are such."""
+    counts, lengths = data.picture_counts, data.lengths
+    chosen: list[Sample] = []
+    for pictures, wanted in SAMPLES:
+        candidates = spread(np.flatnonzero((counts > 0) == pictures), CANDIDATES)
+        usable = 0
+        for index in sorted(candidates, key=lambda place: (lengths[place], place)):
+            if usable == wanted:
+                break
+            with contextlib.suppress(DataError):  # what can't be used is reported by name elsewhere
+                sample = data[0, index]
+                if sample.weight:
+                    chosen.append(sample)
+                    usable += 1
+    return chosen
+
+
+def try_terms(
+    student: VLM,
+    teacher: LocalTeacher | None,
+    objective: Objective,
+    parts: Mapping[str, Parameters],
+    samples: list[Sample],
+) -> dict[str, TermTrial]:
+    """Every enabled term that has rows, on `samples`. To be called within `untouched`.
+
+    Args:
+        teacher: where it is None, the teacher's terms are tried against the student itself only.
+        parts: leaf part -> parameters that train.
+    """
+    return _Trial(student, teacher, objective, parts, collate(samples)).terms()
+
+
+class _Trial:
+    def __init__(
+        self,
+        student: VLM,
+        teacher: LocalTeacher | None,
+        objective: Objective,
+        parts: Mapping[str, Parameters],
+        batch: Batch,
+    ) -> None:
+        self.student, self.teacher, self.objective, self.parts = student, teacher, objective, parts
+        student.model.requires_grad_(False)
+        for members in parts.values():
+            for parameter in members.values():
+                parameter.requires_grad_(True)
+        student.model.eval()
+        self.device = forward.head_weight(student.model).device
+        self.batch = batch.to(self.device)
+        self.rows = objective.rows(self.batch.response_rows, self.batch.visual_rows)
+        self.features = self._features()
+
+    def terms(self) -> dict[str, TermTrial]:
+        enabled = [name for name in TERMS if getattr(self.objective, name)]
+        rows = {name: self._count(name) for name in enabled}
+        alike = self._itself()
+        targets = alike if self.teacher is None else self._targets(self.teacher)
+        values = self._values(targets)
+        itself = self._values(alike)
+        with perturbed(self.parts):
+            off = self._values(alike)
+            gradients = {name: self._gradients(name, targets) for name in enabled if rows[name]}
+        return {
+            name: TermTrial(rows[name], values[name], itself[name], off[name], gradients.get(name, {}))
+            for name in enabled
+        }
+
+    def _count(self, name: str) -> int:
+        rows = self.batch.response_rows if name in ("text", "response") else self.batch.visual_rows
+        return rows.numel()
+
+    def _features(self) -> Tensor | None:
+        batch = self.batch
+        if batch.features is not None or batch.pictures is None:
+            return batch.features
+        if any(leaf == "vision" for leaf in self.parts):
+            return None  # the task computes them, with a graph
+        with torch.no_grad():
+            return forward.vision_features(self.student.model, self.student.layout, batch.pictures)
+
+    def _itself(self) -> Targets:
+        """The student as its own teacher, as it is now."""
+        model, layout, features = self.student.model, self.student.layout, self.features
+        with torch.no_grad():
+            if features is None and self.batch.pictures is not None:
+                features = forward.vision_features(model, layout, self.batch.pictures)
+            hidden = forward.hidden_states(model, layout, self.batch, features)  # [samples, length, d]
+            # A copy: a head that trains is about to be perturbed.
+            return Targets(hidden.flatten(0, 1)[self.rows], forward.head_weight(model).detach().clone())
+
+    def _targets(self, teacher: LocalTeacher) -> Targets:
+        shared = self.features if teacher.shares_vision else None
+        targets = teacher.targets(self.batch, self.rows, shared)
+        return Targets(targets.hidden.to(self.device), targets.head.to(self.device))
+
+    def _values(self, targets: Targets) -> dict[str, float]:
+        task = Task(self.student, self.objective, targets.head).eval()
+        with torch.no_grad():
+            terms = task(self.batch, self.features, targets, self.rows, self.batch.samples)["terms"]
+        return {name: float(value) for name, value in terms.items()}
+
+    def _gradients(self, name: str, targets: Targets) -> dict[str, float]:
+        """Norm of the gradient that one term alone gives each leaf part."""
+        alone = replace(self.objective, **{other: 0.0 for other in TERMS if other != name})
+        rows = alone.rows(self.batch.response_rows, self.batch.visual_rows)
+        given = Targets(targets.hidden[torch.searchsorted(self.rows, rows)], targets.head)
+        task = Task(self.student, alone, given.head if alone.relation else None).eval()
+        loss: Tensor = task(self.batch, self.features, given, rows, self.batch.samples)["loss"]
+        self.student.model.zero_grad(set_to_none=True)
+        if loss.requires_grad:
+            loss.backward()
+        norms = {
+            leaf: float(torch.stack([_squares(parameter) for parameter in members.values()]).sum().sqrt())
+            for leaf, members in self.parts.items()
+        }
+        self.student.model.zero_grad(set_to_none=True)
+        return norms
+
+
+def _squares(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad
+    return torch.zeros((), device=parameter.device) if gradient is None else gradient.float().square().sum()
+
+
+@contextlib.contextmanager
+def perturbed(parts: Mapping[str, Parameters]) -> Iterator[None]:
+    """Inside, one matrix of every leaf part is off by noise of a generator of our own; outside, it has its own bits."""
+    generator = torch.Generator().manual_seed(0)
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for members in parts.values():
+                parameter = next((p for p in members.values() if p.ndim >= 2), next(iter(members.values())))
+                kept.append((parameter, parameter.detach().clone()))
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                scale = parameter.float().square().mean().sqrt()
+                parameter.add_(noise * (OFF * (scale if scale > 0 else 1.0)))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in kept:
+                parameter.copy_(before)
+
+
+@contextlib.contextmanager
+def untouched(*models: nn.Module) -> Iterator[None]:
+    """What trains, gradients, modes and random states are, behind it, what they were before: a run's bits depend on
+    them."""
+    parameters = [(p, p.requires_grad, p.grad) for model in models for p in model.parameters()]
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    devices = sorted({p.device.index for p, _, _ in parameters if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for parameter, _, _ in parameters:
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, trains, gradient in parameters:
+                parameter.requires_grad_(trains)
+                parameter.grad = gradient
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,46 @@
+"""What a picture is to teacher and student: rows can only be paired if both see it as the same tokens."""
+
+from __future__ import annotations
+
+from distilvlm.models.vlm import VLM, VisionLayout
+from distilvlm.recipe import Recipe
+
+from .finding import Finding
+
+
+def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
+    """Size, tokens, layer and selection of both models."""
+    found = [Finding("visual.tokens", "ok", f"student: {_described(student.layout)}")]
+    if teacher is None:
+        return found
+    stages = [stage.name for stage in recipe.stages if stage.loss.needs_teacher]
+    ours, theirs = student.layout, teacher.layout
+    if ours == theirs:
+        return [Finding("visual.tokens", "ok", f"student and teacher: {_described(ours)}")]
+    if not stages or (ours.visual == theirs.visual and ours.size == theirs.size):
+        return [*found, Finding("visual.tokens", "ok", f"teacher: {_described(theirs)}")]
+    text = f"student: {_described(ours)}; teacher: {_described(theirs)}: their rows can't be paired"
+    fix = (
+        f"give the student the teacher's vision encoder, size ({theirs.size}) and select ('{theirs.select}'), or set "
+        f"response, visual and relation to 0 in {', '.join(stages)}"
+    )
+    return [Finding("visual.tokens", "error", text, fix)]
+
+
+def other_tower(recipe: Recipe) -> Finding:
+    """Kept features, and a teacher that can't use them; whoever knows both towers says so."""
+    return Finding(
+        "visual.features",
+        "error",
+        f"'{recipe.pictures.features}' keeps features of the student's vision tower, and the teacher has another one: it "
+        "would see nothing",
+        "remove pictures.features",
+    )
+
+
+def _described(layout: VisionLayout) -> str:
+    """As in '384 px = 728 visual tokens + 1 register (hidden state -2, select default)'."""
+    visual = sum(layout.visual)
+    others = layout.placeholders - visual
+    registers = "" if not others else f" + {others} CLS or register tokens"
+    return f"{layout.size} px = {visual} visual tokens{registers} (hidden state {layout.layer}, select {layout.select})"
