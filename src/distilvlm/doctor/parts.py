@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from distilvlm.data import StageData
-from distilvlm.models.parts import LEAVES, Parameters, parameters_of, summary
+from distilvlm.models.parts import LEAVES, Parameters, PartRow, parameters_of, summary
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -57,7 +57,7 @@ def _stage(stage: StageSpec, student: VLM) -> list[Finding]:
     for leaf, members in leaves.items():
         by_name[str(owner(leaf, stage.train))] |= members
     text = ", ".join(f"{name} {_size(members)} {_dtypes(members)}" for name, members in by_name.items())
-    frozen = [f"{row.name} {row.parameters:,} {row.dtype}" for row in summary(student.model) if row.name not in leaves]
+    frozen = _frozen(student, leaves)
     frozen_text = f"; frozen: {', '.join(frozen)}" if frozen else ""
     found = [Finding("parts.trains", "ok", f"trains {text}{frozen_text}", stage=stage.name)]
     coarse = [name for name, members in by_name.items() if any(p.dtype.itemsize < 4 for p in members.values())]
@@ -67,8 +67,8 @@ def _stage(stage: StageSpec, student: VLM) -> list[Finding]:
             Finding(
                 "parts.master",
                 "error",
-                f"what trains is held in 16 bits ({kept}): most steps of a small rate are rounded away (with bf16 weights "
-                "and a rate of 2e-5, 4% of SmolLM2's weights moved in 5 updates)",
+                f"what trains is held in 16 bits ({kept}): most steps of a small rate are rounded away (with bf16 "
+                "weights and a rate of 2e-5, 4% of SmolLM2's weights moved in 5 updates)",
                 "build the student in float32; machine.precision: bf16 computes in bf16 without holding weights in it",
                 stage.name,
             )
@@ -78,6 +78,21 @@ def _stage(stage: StageSpec, student: VLM) -> list[Finding]:
         text = f"{unread[0].parameters:,} parameters of the tower lie behind the layer that is read: they do not train"
         found.append(Finding("parts.unread", "ok", text, stage=stage.name))
     return found
+
+
+def _frozen(student: VLM, trains: Iterable[str]) -> list[str]:
+    """Leaves that do not train; a language model that is frozen as a whole is named as a whole."""
+    rows = [row for row in summary(student.model) if row.name not in trains]
+    language = [row for row in rows if owner(row.name, ["language"])]
+    if len(language) == len(_leaves(student, "language")):
+        whole = parameters_of(student.model, "language")
+        rows = [row for row in rows if row not in language]
+        return [*_described(rows), f"language {_size(whole)} {_dtypes(whole)}"]
+    return _described(rows)
+
+
+def _described(rows: Iterable[PartRow]) -> list[str]:
+    return [f"{row.name} {row.parameters:,} {row.dtype}" for row in rows]
 
 
 def _random_student(recipe: Recipe, student: VLM, data: Mapping[str, StageData]) -> list[Finding]:

@@ -23,7 +23,7 @@ from .template import spread
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 1_000
+LOOKED_AT = 2_000
 """Rows of a stage that are encoded; a run looks at all of them."""
 
 T = TypeVar("T")

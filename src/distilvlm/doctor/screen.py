@@ -15,29 +15,29 @@ from .template import CLOSE, OPEN
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow bold"), "error": ("✗", "red bold")}
 
-FAMILIES = (
-    "recipe",
-    "student",
-    "teacher",
-    "vocabulary",
-    "visual",
-    "template",
-    "data",
-    "rows",
-    "parts",
-    "terms",
-    "settings",
-    "disk",
-)
-"""In the order of a screen."""
+FAMILIES = {
+    "recipe": "recipe",
+    "student": "student",
+    "teacher": "teacher",
+    "vocabulary": "vocabulary",
+    "visual": "visual tokens",
+    "template": "template",
+    "data": "data",
+    "rows": "rows",
+    "parts": "parts",
+    "terms": "loss terms",
+    "settings": "settings",
+    "disk": "disk",
+}
+"""Family -> its heading, in the order of a screen."""
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> None:
     """One line per finding, grouped by family, its fix below it; then a line that counts."""
     found = list(findings)
-    ordered = sorted(found, key=lambda finding: FAMILIES.index(finding.family))
+    ordered = sorted(found, key=lambda finding: [*FAMILIES].index(finding.family))
     for family, members in groupby(ordered, key=lambda finding: finding.family):
-        console.print(Text(family, style="bold"))
+        console.print(Text(FAMILIES[family], style="bold"))
         for finding in members:
             _print(finding, console)
     console.print(Text.assemble(*_counts(found)))
@@ -54,9 +54,9 @@ def _print(finding: Finding, console: Console) -> None:
     grid.add_column(width=1)
     grid.add_column(overflow="fold")
     grid.add_row(Text(mark, style=style), line)
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     if drawing:
-        console.print(Padding(_drawing(drawing, console), (0, 0, 0, 6)))
+        console.print(Padding(_drawing(drawing, console), (0, 0, 0, 6), expand=False))
 
 
 def _drawing(text: str, console: Console) -> Text:

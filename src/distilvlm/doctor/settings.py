@@ -66,10 +66,9 @@ def _resets(recipe: Recipe) -> Iterator[Finding]:
         for part in (part for transform in stage.transform for part in transform.parts):
             # 'language' covers 'language.head', and the other way round
             if not any(f"{part}.".startswith(f"{name}.") or f"{name}.".startswith(f"{part}.") for name in before):
-                text = f"resets {part}, which no earlier stage trains: nothing happens"
-                yield Finding(
-                    "settings.reset", "warning", text, f"remove '{part}' from stages.{stage.name}.transform", stage.name
-                )
+                # Not a warning: the published LLaVA-KD resets a language model that its first stage left alone.
+                text = f"resets {part}, which no earlier stage trains: that changes nothing"
+                yield Finding("settings.reset", "ok", text, stage=stage.name)
         before |= set(stage.train)
 
 
@@ -98,7 +97,9 @@ def _rates(stage: StageSpec) -> Iterator[Finding]:
         rate = stage.optim.rates.get(part, stage.optim.lr)
         if not low <= rate <= high:
             what = "more than weights stand" if rate > high else "too little to move anything"
-            fix = f"set stages.{stage.name}.optim.lr; LLaVA's are 1e-3 for the projector alone, 2e-5 with the language model"
+            fix = (
+                f"set stages.{stage.name}.optim.lr; LLaVA's: 1e-3 for the projector alone, 2e-5 with the language model"
+            )
             yield Finding("settings.rate", "warning", f"{part} trains at {rate:g}: {what}", fix, stage.name)
 
 

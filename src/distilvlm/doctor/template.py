@@ -133,7 +133,8 @@ def draw(encoded: Encoded, visual: Tensor, tokenizer: Any) -> str:
             continue
         text = _shown(tokenizer.decode(encoded.input_ids[start:end].tolist(), clean_up_tokenization_spaces=False))
         pieces.append(f"{OPEN}{text}{CLOSE}" if kinds[start] == 1 else text)
-    return "".join(pieces)
+    drawing = "".join(pieces)
+    return drawing.replace(f"\n{CLOSE}", f"{CLOSE}\n").rstrip("\n")
 
 
 def _shown(text: str) -> str:

@@ -32,8 +32,8 @@ def other_tower(recipe: Recipe) -> Finding:
     return Finding(
         "visual.features",
         "error",
-        f"'{recipe.pictures.features}' keeps features of the student's vision tower, and the teacher has another one: it "
-        "would see nothing",
+        f"'{recipe.pictures.features}' keeps features of the student's vision tower, and the teacher has another one: "
+        "it would see nothing",
         "remove pictures.features",
     )
 
