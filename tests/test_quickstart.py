@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from distilvlm.compare import load_comparison
 from distilvlm.data import read
-from distilvlm.evaluate import questions_of, score
+from distilvlm.evaluate import questions_of
 from distilvlm.quickstart import questions
-from distilvlm.quickstart.steps import RECIPES, write_recipes
-from distilvlm.quickstart.table import Comparison, write_table
-from distilvlm.recipe import SourceSpec, load_recipe
+from distilvlm.recipe import Recipe, SourceSpec, load_recipe
+
+ROOM = Path(questions.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +43,25 @@ def test_every_training_question_is_asked_once_and_test_is_as_published(files: q
     assert 0.28 < described / len(rows) < 0.32
     source = read(SourceSpec(path=str(files.test)), "test")
     assert len(source.records) == 9_673 and not source.bad
-    assert len(files.pictures) == 5_000
+    assert len(list(files.directory.glob("*/images/*.png"))) == 5_000
 
 
 def test_every_word_is_one_token_in_a_question_and_as_an_answer(files: questions.Files) -> None:
     tokenizer = AutoTokenizer.from_pretrained(files.directory / "tokenizer")
-    answers = {answer for _, answer in questions.training_pairs()}
+    answers = {
+        answer for question, answer in _asked(files.directory / "conversations.json") if "in the image" not in question
+    }
     assert len(answers) == 13
     assert all(len(tokenizer.tokenize(" " + answer)) == 1 for answer in answers)
 
 
+def _asked(path: Path) -> list[tuple[str, str]]:
+    records = read(SourceSpec(path=str(path)), "training").records
+    return [(question.text, question.answer) for question in questions_of(records)]
+
+
 def test_control_and_distilled_differ_in_losses_only(tmp_path: Path) -> None:
-    write_recipes(tmp_path)
-    assert {p.stem for p in tmp_path.glob("*.yaml")} == set(RECIPES)
-    control, distilled = (load_recipe(tmp_path / f"{name}.yaml") for name in ("control", "distilled"))
+    control, distilled = (_recipe(name, tmp_path) for name in ("control", "distilled"))
     plain = [stage.model_dump(exclude={"name", "loss"}) for stage in control.stages]
     assert [stage.model_dump(exclude={"name", "loss"}) for stage in distilled.stages] == plain
     assert control.student == distilled.student and control.data == distilled.data
@@ -63,17 +69,18 @@ def test_control_and_distilled_differ_in_losses_only(tmp_path: Path) -> None:
     assert [stage.loss.needs_teacher for stage in distilled.stages] == [True, False, True]
 
 
-def test_the_table_holds_every_row_with_its_interval(files: questions.Files, tmp_path: Path) -> None:
-    source = read(SourceSpec(path=str(files.test), take=200), "test")
-    asked = list(questions_of(source.records))
-    right = score(asked, [question.answer for question in asked], by_picture=True)
-    wrong = score(asked, ["no" for _ in asked], by_picture=True)
-    rows = {"majority": wrong, "question-only": wrong, "teacher": right, "control": wrong, "distilled": right}
-    parameters = {"teacher": 4, "control": 1, "distilled": 1}
-    write_table([Comparison(0, rows, parameters)], tmp_path, {"data": 1.0})
-    table = (tmp_path / "table.md").read_text()
-    assert "| teacher | 4 | 100.0 [100.0, 100.0] |" in table
-    content = json.loads((tmp_path / "table.json").read_text())
-    gap = content["seeds"][0]["differences"]["distilled - control"]
-    assert gap["mean"] == pytest.approx(1 - wrong.exact_match.mean)
-    assert content["machine"] and content["date"] and content["command"] == "distilvlm quickstart --seeds 1"
+def test_every_run_finds_what_the_comparison_made_before_it(tmp_path: Path) -> None:
+    comparison = load_comparison(ROOM / "quickstart.yaml", tmp_path)
+    assert comparison.asked == ["teacher", "control", "distilled"]
+    made = {str(tmp_path / "seed-0" / run.name / "model") for run in comparison.runs}
+    for run in comparison.runs:
+        recipe = _recipe(Path(run.recipe).stem, tmp_path)
+        sources = [recipe.student.source, recipe.teacher and recipe.teacher.source]
+        assert all(source in made for source in sources if source is not None)
+        assert all(Path(spec.path).is_relative_to(tmp_path / "data") for spec in recipe.data.values())
+
+
+def _recipe(name: str, directory: Path) -> Recipe:
+    comparison = load_comparison(ROOM / "quickstart.yaml", directory)
+    variables = {run.variable: str(directory / "seed-0" / run.name / "model") for run in comparison.runs}
+    return load_recipe(ROOM / f"{name}.yaml", variables={"COMPARISON": str(directory), **variables})

@@ -21,6 +21,19 @@ def test_question_only_answers_each_question_by_its_own_majority() -> None:
     assert [baseline(question) for question in ("colour?", "round?", "never asked?")] == ["blue", "yes", "yes"]
 
 
+def test_a_question_never_asked_gets_the_answers_of_the_one_most_like_it() -> None:
+    pairs = [
+        ("Is there a mass in the left lung?", "yes"),
+        ("Is there a mass in the left lung?", "yes"),
+        ("Is there a fracture of the skull?", "no"),
+        ("Which organ is this?", "brain"),
+    ]
+    baseline = question_only([*pairs, *[("Is it normal?", "no")] * 3])
+    assert baseline("is there a mass in the LUNG") == "yes"  # "mass" and "lung" are rare, "is there a" is not
+    assert baseline("Which organ is that?") == "brain"
+    assert baseline("Unheard words") == "no"
+
+
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(ValueError, match="no training answers"):
         question_only([])

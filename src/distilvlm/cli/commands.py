@@ -15,6 +15,8 @@ from .options import Json, Overrides, Recipe, interruptible, quiet_transformers
 
 app = typer.Typer()
 
+Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")]
+
 
 @app.command()
 def run(
@@ -108,9 +110,24 @@ def prepare(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="Comparison file (YAML): its runs, and the questions they are asked.")],
+    dir: Annotated[Path | None, typer.Option("--dir", help="Where everything goes; default runs/FILE.")] = None,
+    seeds: Seeds = 1,
+) -> None:
+    """Make all runs of a comparison and ask their students the same questions: one table, with intervals."""
+    from distilvlm.compare import compare as start
+
+    quiet_transformers()
+    logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
+    with interruptible():
+        start(file, dir or Path("runs") / file.stem, seeds)
+
+
+@app.command()
 def quickstart(
     dir: Annotated[Path, typer.Option("--dir", help="Where everything goes.")] = Path("runs/quickstart"),
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds.")] = 1,
+    seeds: Seeds = 1,
 ) -> None:
     """Train a teacher, a control and a distilled student on easy-VQA and compare them (minutes on two CPU cores)."""
     from distilvlm.quickstart import quickstart as start

@@ -4,7 +4,7 @@ from distilvlm.evaluate.baselines import majority, question_only
 from distilvlm.evaluate.generate import answer
 from distilvlm.evaluate.metrics import Interval, accurate, exact_match, interval, normalise, paired_difference
 from distilvlm.evaluate.questions import Question, questions_of
-from distilvlm.evaluate.report import Answered, Evaluation, difference, evaluate, score
+from distilvlm.evaluate.report import Answered, Evaluation, difference, evaluate, rescored, score
 from distilvlm.evaluate.table import as_table
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "paired_difference",
     "question_only",
     "questions_of",
+    "rescored",
     "score",
 ]

@@ -160,6 +160,29 @@ def score(
         )
         for question, prediction in zip(asked, predictions, strict=True)
     )
+    return _evaluation(samples, by_picture, bad, resamples, seed)
+
+
+def rescored(file: str | Path, *, by_picture: bool = False, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
+    """The evaluation that `Evaluation.write` wrote to `file`.
+
+    Raises ValueError for a line that it did not write, naming it.
+    """
+    samples: list[Answered] = []
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            samples.append(Answered(**{**values, "pictures": tuple(values["pictures"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}, line {number} is no answered question: {error}") from None
+    if not samples:
+        raise ValueError(f"{file} holds no answered question")
+    return _evaluation(tuple(samples), by_picture, (), resamples, seed)
+
+
+def _evaluation(
+    samples: tuple[Answered, ...], by_picture: bool, bad: Iterable[BadRow], resamples: int, seed: int
+) -> Evaluation:
     clusters = _clusters(samples) if by_picture else None
     return Evaluation(
         samples,

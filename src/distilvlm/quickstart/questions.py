@@ -46,17 +46,6 @@ class Files:
     def test(self) -> Path:
         return self.directory / "test.json"
 
-    @property
-    def pictures(self) -> list[Path]:
-        """Of both splits."""
-        return sorted(self.directory.glob("*/images/*.png"))
-
-
-def training_pairs() -> list[tuple[str, str]]:
-    """(question, answer) of the training split, for the baselines that never look."""
-    questions, answers, _ = easy_vqa.get_train_questions()
-    return list(zip(questions, answers, strict=True))
-
 
 def write(directory: Path) -> Files:
     """Write `captions`, `conversations`, `text` and `test` (JSON), pictures and `tokenizer/`; what is there stays."""

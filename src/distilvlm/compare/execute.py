@@ -1,0 +1,123 @@
+"""Make every run of a comparison for every seed, ask the students, say who is better; what is finished is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from distilvlm.evaluate import Evaluation
+from distilvlm.models import build
+from distilvlm.models.files import sweep
+from distilvlm.models.packaged import prepare
+from distilvlm.recipe import ModelSpec, Recipe, load_recipe
+from distilvlm.runs.execute import run
+
+from .ask import Asker, baselines, read_questions
+from .prepare import converted, keep_features
+from .schema import Comparison, load_comparison
+from .table import Results, Seed, Size
+
+
+def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
+    """Train and compare; prints the tables and writes `table.md` and `comparison.json` into `directory`.
+
+    The same call continues what was interrupted.
+
+    Raises:
+        RecipeError: the comparison or one of its recipes is wrong; before anything is made.
+        DataError, RunError, TeacherError, NonFiniteError: as the runs.
+    """
+    directory = Path(directory).absolute()
+    comparison = load_comparison(file, directory)
+    plans = [_Plan(comparison, directory, seed) for seed in range(seeds)]
+    for plan in plans:
+        plan.recipes()  # a fault in the last one must not come to light after hours
+    console = Console()
+    clock = Clock(console)
+    with clock("weights and data"):
+        directory.mkdir(parents=True, exist_ok=True)
+        sweep(directory)
+        if comparison.prepare.weights:
+            prepare(comparison.prepare.weights, directory / "weights")
+        for name, spec in comparison.prepare.data.items():
+            converted(name, spec, directory / "data")
+    with clock("features"):
+        keep_features(
+            (recipe for plan in plans[:1] for recipe in plan.recipes().values()), comparison.questions.values()
+        )
+    asker = Asker(comparison.questions, read_questions(comparison.questions))
+    done: list[Seed] = []
+    sizes: dict[str, Size] = {}
+    for plan in plans:
+        recipes = plan.recipes()
+        for spec in plan.makes:
+            with clock(f"seed {plan.seed}: {spec}"):
+                run(recipes[spec], directory=plan.places[spec])
+        with clock(f"seed {plan.seed}: answers"):
+            done.append(_asked(comparison, plan, recipes, asker))
+        for name in comparison.asked:
+            sizes.setdefault(name, _size(plan.places[name] / "model"))
+        results = Results(comparison, done, sizes)
+        results.print(console)
+        results.write(directory, clock.seconds)
+    return results
+
+
+class _Plan:
+    """Where the runs of one seed lie, and which of them are made for it."""
+
+    def __init__(self, comparison: Comparison, directory: Path, seed: int) -> None:
+        self._comparison, self.seed = comparison, seed
+        self.directory = directory / f"seed-{seed}"
+        first = directory / "seed-0"
+        self.places = {spec.name: (first if spec.once else self.directory) / spec.name for spec in comparison.runs}
+        self.makes = [spec.name for spec in comparison.runs if seed == 0 or not spec.once]
+        self._variables = {"COMPARISON": str(directory)}
+        self._variables |= {spec.variable: str(self.places[spec.name] / "model") for spec in comparison.runs}
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Every run's recipe, read anew: paths that are there by now are meant by them."""
+        return {
+            spec.name: load_recipe(
+                spec.recipe, {**spec.set, "seed": 0 if spec.once else self.seed}, variables=self._variables
+            )
+            for spec in self._comparison.runs
+        }
+
+
+def _asked(comparison: Comparison, plan: _Plan, recipes: Mapping[str, Recipe], asker: Asker) -> Seed:
+    answers = plan.directory / "answers"
+    rows: dict[str, dict[str, Evaluation]] = {
+        name: baselines(spec, asker.read[name], answers / name) for name, spec in comparison.questions.items()
+    }
+    for run_name in comparison.asked:
+        place = plan.places[run_name]
+        for name, row in asker.ask(run_name, place / "model", recipes[run_name], answers).items():
+            rows[name][run_name] = row
+    return Seed(plan.seed, rows, {name: plan.places[name] for name in plan.places})
+
+
+def _size(model: Path) -> Size:
+    student = build(ModelSpec.model_validate({"from": str(model)}), seed=0, meta=True).model
+    language = sum(parameter.numel() for parameter in student.model.language_model.parameters())
+    return Size(sum(parameter.numel() for parameter in student.parameters()), language)
+
+
+class Clock:
+    """Says what is done and how long it took."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        self._console.print(f"[bold]{step}[/]")
+        started = time.perf_counter()
+        yield
+        self.seconds[step] = time.perf_counter() - started
+        self._console.print(f"{step}: {self.seconds[step]:.0f} s", style="dim", highlight=False)

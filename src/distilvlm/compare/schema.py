@@ -1,0 +1,108 @@
+"""What a comparison is: runs that are made for several seeds, and questions that each of their students is asked.
+
+A comparison file is read by the rules of recipes (strict keys, `${NAME}`, paths relative to the file). Its recipes find
+each other by variables: `${COMPARISON}` is the directory of the comparison, and the name of an earlier run in capitals
+is that run's finished student (`${TEACHER}`, `${BASE_STUDENT}`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from distilvlm.recipe import Section, SourceSpec, load_file
+
+
+class Conversion(Section):
+    """Data that `distilvlm data convert` makes: DIR/data/NAME.jsonl, and with 'hold_out' NAME-test.jsonl."""
+
+    format: str
+    source: str = Field(alias="from")
+    images: str | None = Field(default=None, description="directory of the pictures, as the converter's --images")
+    options: dict[str, Any] = Field(default={}, description="the converter's options, with underscores")
+
+
+class Preparation(Section):
+    """What is made once, before the first run."""
+
+    weights: list[str] = Field(default=[], description="names of `distilvlm prepare`; they go to DIR/weights")
+    data: dict[str, Conversion] = Field(default={})
+
+
+class RunSpec(Section):
+    """One run of the comparison."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    recipe: str
+    set: dict[str, Any] = Field(default={}, description="overrides of the recipe")
+    once: bool = Field(default=False, description="make it with the first seed only, and use that for all")
+    asked: bool = Field(default=True, description="whether its student is asked the questions")
+
+    @property
+    def variable(self) -> str:
+        """The variable that names this run's finished student to later recipes."""
+        return self.name.upper().replace("-", "_")
+
+
+class QuestionSpec(Section):
+    """One set of questions, told apart in the table."""
+
+    title: str
+    path: str
+    images: str | None = None
+    training: str = Field(description="data file whose answers the baselines know: majority and question-only")
+    template: Literal["chat", "vicuna", "plain"] = "chat"
+    measure: Literal["exact", "accurate"] = Field(
+        default="accurate", description="exact: the same string; accurate: the same after VQA's normalisation"
+    )
+    batch: int = Field(default=32, gt=0)
+    max_new_tokens: int = Field(default=16, gt=0)
+
+    @property
+    def source(self) -> SourceSpec:
+        return SourceSpec(path=self.path, images=self.images, template=self.template)
+
+
+class Comparison(Section):
+    """A comparison file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    description: str = ""
+    prepare: Preparation = Preparation()
+    runs: list[RunSpec] = Field(min_length=1)
+    questions: dict[str, QuestionSpec] = Field(min_length=1)
+    differences: list[tuple[str, str]] = Field(
+        default=[], description="pairs of runs or baselines: the first's score minus the second's"
+    )
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Comparison:
+        names = [run.name for run in self.runs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"names of runs must differ: {names}")
+        known = [*BASELINES, *(run.name for run in self.runs if run.asked)]
+        for pair in self.differences:
+            for name in pair:
+                if name not in known:
+                    raise ValueError(f"differences: nothing named '{name}' is asked: there are {', '.join(known)}")
+        return self
+
+    @property
+    def asked(self) -> list[str]:
+        """The runs whose students are asked, in order."""
+        return [run.name for run in self.runs if run.asked]
+
+
+BASELINES = ("majority", "question-only")
+
+
+def load_comparison(path: str | Path, directory: str | Path) -> Comparison:
+    """Read a comparison file whose results lie, or will lie, in `directory`.
+
+    Raises:
+        RecipeError: names file, field and the nearest known name.
+    """
+    return load_file(path, Comparison, {"COMPARISON": str(Path(directory).absolute())})

@@ -1,0 +1,161 @@
+"""A comparison's table: on a terminal, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distilvlm.evaluate import Evaluation, Interval, difference
+from distilvlm.models.files import write_whole
+from distilvlm.runs import about
+
+from .schema import BASELINES, Comparison
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a student."""
+
+    parameters: int
+    language_model_parameters: int
+
+
+@dataclass(frozen=True)
+class Seed:
+    """All that one seed gave."""
+
+    seed: int
+    rows: Mapping[str, Mapping[str, Evaluation]]  # question set -> baseline or run -> its answers
+    runs: Mapping[str, Path]  # run -> its directory
+
+
+class Results:
+    """What a comparison measured so far."""
+
+    def __init__(self, comparison: Comparison, seeds: Sequence[Seed], sizes: Mapping[str, Size]) -> None:
+        self.comparison, self.seeds, self.sizes = comparison, seeds, sizes
+
+    def gap(self, seed: Seed, questions: str, pair: tuple[str, str]) -> Interval:
+        """The first's score minus the second's, paired, with its 95% interval over pictures."""
+        first, second = (seed.rows[questions][name] for name in pair)
+        return difference(first, second, self.comparison.questions[questions].measure)
+
+    def print(self, console: Console) -> None:
+        """One table per question set, one column per seed."""
+        for name, spec in self.comparison.questions.items():
+            table = Table(
+                title=f"{spec.title}: {self._measure(name)}",
+                caption="in brackets 95% bootstrap intervals over pictures; differences are paired",
+                title_justify="left",
+                caption_justify="left",
+            )
+            for column in self._header(""):
+                table.add_column(column, justify="left" if column == "" else "right")
+            for cells in self._models(name):
+                table.add_row(*cells)
+            table.add_section()
+            for cells in self._gaps(name):
+                table.add_row(*cells)
+            console.print(table)
+
+    def write(self, directory: Path, seconds: Mapping[str, float]) -> None:
+        """Write `table.md` and `comparison.json`, with machine, date, versions and the time of every step."""
+        machine = about.machine()
+        made = {
+            "command": about.typed(about.command()),
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": about.in_words(machine),
+            "versions": about.versions(),
+            "seconds": {step: round(value, 1) for step, value in seconds.items()},
+        }
+        lines: list[str] = []
+        for name in self.comparison.questions:
+            header = self._header(f"{name}, {self._measure(name)}")
+            lines += [_line(header), "|---" + "|---:" * (len(header) - 1) + "|"]
+            lines += [_line(cells) for cells in [*self._models(name), *self._gaps(name)]]
+            lines.append("")
+        lines.append(
+            f"`{made['command']}`, {made['date']}, {made['machine']}, {sum(seconds.values()):.0f} s in this call."
+        )
+        write_whole(directory / "table.md", ("\n".join(lines) + "\n").encode())
+        content = json.dumps(self._json(directory) | made, indent=1)
+        write_whole(directory / "comparison.json", (content + "\n").encode())
+
+    def _json(self, directory: Path) -> dict[str, Any]:
+        first = self.seeds[0]
+        pairs = self.comparison.differences
+        return {
+            "name": self.comparison.name,
+            "title": self.comparison.title,
+            "description": self.comparison.description,
+            "models": {name: asdict(size) for name, size in self.sizes.items()},
+            "baselines": list(BASELINES),
+            "questions": {
+                name: {
+                    "title": spec.title,
+                    "measure": spec.measure,
+                    "n": first.rows[name][BASELINES[0]].n,
+                    "pictures": first.rows[name][BASELINES[0]].summary()["pictures"],
+                }
+                for name, spec in self.comparison.questions.items()
+            },
+            "differences": [list(pair) for pair in pairs],
+            "seeds": [
+                {
+                    "seed": seed.seed,
+                    "rows": {
+                        name: {who: row.summary() for who, row in rows.items()} for name, rows in seed.rows.items()
+                    },
+                    "differences": {
+                        name: {" - ".join(pair): asdict(self.gap(seed, name, pair)) for pair in pairs}
+                        for name in seed.rows
+                    },
+                    "runs": {run: str(place.relative_to(directory)) for run, place in seed.runs.items()},
+                }
+                for seed in self.seeds
+            ],
+        }
+
+    def _measure(self, name: str) -> str:
+        measure = "exact match" if self.comparison.questions[name].measure == "exact" else "accuracy"
+        row = self.seeds[0].rows[name][BASELINES[0]]
+        return f"{row.n:,} questions on {row.summary()['pictures']:,} pictures, {measure} in %"
+
+    def _header(self, first: str) -> list[str]:
+        return [first, "language model", *(f"seed {seed.seed}" for seed in self.seeds)]
+
+    def _models(self, name: str) -> list[list[str]]:
+        measure = self.comparison.questions[name].measure
+        rows: list[list[str]] = []
+        for who in self.seeds[0].rows[name]:
+            size = f"{self.sizes[who].language_model_parameters:,}" if who in self.sizes else ""
+            given = (seed.rows[name][who] for seed in self.seeds)
+            rows.append(
+                [who, size, *(_share(row.exact_match if measure == "exact" else row.accuracy) for row in given)]
+            )
+        return rows
+
+    def _gaps(self, name: str) -> list[list[str]]:
+        return [
+            [f"{pair[0]} − {pair[1]}", "", *(_points(self.gap(seed, name, pair)) for seed in self.seeds)]
+            for pair in self.comparison.differences
+        ]
+
+
+def _share(value: Interval) -> str:
+    return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _points(value: Interval) -> str:
+    return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,87 @@
+"""What made a run: the command, the machine, the versions. Written when it starts and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilvlm.models.files import write_whole
+
+PACKAGES = ("distilvlm", "torch", "transformers", "accelerate")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in bytes, and the device that trains."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """'Intel(R) Xeon(R) Processor, 2 CPU cores, 24 GB, no GPU'."""
+    device = "no GPU" if facts["device"] == "cpu" else facts["device"]
+    return f"{facts['processor']}, {facts['cores']} CPU cores, {facts['memory_bytes'] / 2**30:.0f} GB, {device}"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def command() -> list[str]:
+    """As it was typed, with the program's name instead of its path."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def typed(words: list[str]) -> str:
+    return shlex.join(words)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def begin(file: Path, processes: int) -> None:
+    """Record the start; a continued run keeps the first start and adds its command."""
+    earlier = json.loads(file.read_text()) if file.exists() else {"started": now(), "commands": []}
+    entry = {"at": now(), "command": command()}
+    content = {
+        "command": command(),
+        "started": earlier["started"],
+        "finished": None,
+        "commands": [*earlier["commands"], entry],
+        "machine": machine(),
+        "versions": versions(),
+        "processes": processes,
+    }
+    _write(file, content)
+
+
+def end(file: Path) -> None:
+    """Record that the run is finished."""
+    _write(file, json.loads(file.read_text()) | {"finished": now()})
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    write_whole(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _processor() -> str:
+    """Its name as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
