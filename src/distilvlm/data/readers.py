@@ -83,6 +83,11 @@ def read(spec: SourceSpec, name: str) -> Source:
     return source
 
 
+def check_llava(value: dict[str, Any], root: Path) -> None:
+    """Raise the `RowError` that makes a LLaVA row unusable, if any; `read` takes every other."""
+    _check_order(_llava(value, root), "conversations")
+
+
 def _draft(value: Any, source: Source, root: Path) -> _Draft:
     if isinstance(value, MalformedRow):
         raise RowError("row", value.reason)

@@ -14,18 +14,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from distilvlm.data.convert import folders, vqa
+from distilvlm.data.convert import conversations, datasets, folders, parquet, voc, vqa, yolo
 from distilvlm.data.convert.items import IMAGE_TOKEN, Fault, Item, Reading
 from distilvlm.data.convert.pictures import Pictures
 from distilvlm.data.convert.split import held_out
-from distilvlm.data.problems import SHOWN, DataError
+from distilvlm.data.problems import SHOWN, DataError, RowError
+from distilvlm.data.readers import check_llava
 
 logger = logging.getLogger(__name__)
 
 FORMATS: dict[str, Callable[..., Reading]] = {
     "folders": folders.read,
+    "yolo": yolo.read,
+    "voc": voc.read,
     "vqa": vqa.read,
+    "conversations": conversations.read,
+    "parquet": parquet.read,
+    "datasets": datasets.read,
 }
+
+EMBEDDED = frozenset({"parquet", "datasets"})
+"""Formats that hold the pictures themselves: they are written to `images`, by default `pictures` beside OUT."""
 
 Where = Mapping[str, str | Sequence[str]]
 """Field → the value that a row must have in it to be kept, or several of which it must have one."""
@@ -83,7 +92,7 @@ def convert(
 
     Args:
         format: a key of FORMATS; `options` are those of its module's `read`.
-        images: directory of the pictures; default: what the format says.
+        images: directory of the pictures; default: what the format says (EMBEDDED: where they are written).
         where: keep only rows whose fields have these values (white space around them does not count).
         one_per_picture: the questions of a picture become turns of one conversation, as LLaVA does it: its visual
             tokens are then paid for once.
@@ -98,6 +107,8 @@ def convert(
     """
     source, out = Path(source), Path(out)
     _check_options(format, out, hold_out, turns, one_per_picture)
+    if images is None and format in EMBEDDED:
+        images = out.parent / "pictures"
     reading = _reader(format, options)(source, None if images is None else Path(images), **options)
     pictures = Pictures(reading.images)
     items, bad = _usable(reading, where or {}, pictures)
@@ -178,6 +189,11 @@ def _usable(reading: Reading, where: Where, pictures: Pictures) -> tuple[list[It
         problems = [problem for name in item.images if (problem := pictures.problem(name)) is not None]
         if problems:
             bad.append(item.fault(item.image_field, problems[0]))
+            continue
+        try:
+            check_llava(_row(item), reading.images)
+        except RowError as error:
+            bad.append(item.fault(error.field, error.reason))
         else:
             items.append(item)
     for name in wanted:

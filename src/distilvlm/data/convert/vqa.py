@@ -70,8 +70,11 @@ def read(
                 reason = row.reason if isinstance(row, MalformedRow) else "is no object with fields"
                 yield Fault(str(source), number, "row", reason)
                 continue
-            texts = {question_field: _text(row.get(question_field)), answer_field: _answer(row.get(answer_field))}
-            named = filled(picture, row, "picture") if picture else _text(row.get(image_field or ""))
+            texts = {
+                question_field: plain_text(row.get(question_field)),
+                answer_field: answer_text(row.get(answer_field)),
+            }
+            named = filled(picture, row, "picture") if picture else plain_text(row.get(image_field or ""))
             empty = [field for field, text in {**texts, image_field or "image": named}.items() if not text]
             if empty:
                 yield Fault(str(source), number, empty[0], "is missing or empty: fill it in, or remove the row")
@@ -154,16 +157,17 @@ def _field(row: Mapping[str, Any], source: Path, what: str, given: str | None, u
     return found
 
 
-def _answer(value: Any) -> str:
+def answer_text(value: Any) -> str:
     """An answer as text; the most frequent of several people's (the earliest of equals)."""
     if isinstance(value, list):
-        given = [_text(entry.get("answer") if isinstance(entry, Mapping) else entry) for entry in value]
+        given = [plain_text(entry.get("answer") if isinstance(entry, Mapping) else entry) for entry in value]
         counted = Counter(text for text in given if text)
         return counted.most_common(1)[0][0] if counted else ""
-    return _text(value)
+    return plain_text(value)
 
 
-def _text(value: Any) -> str:
+def plain_text(value: Any) -> str:
+    """A field as text; "" where it holds none."""
     if value is None or isinstance(value, (dict, list)):
         return ""
     return str(value).strip()
