@@ -69,8 +69,10 @@ def begin(file: Path, processes: int) -> None:
 
 
 def end(file: Path) -> None:
-    """Record that the run is finished."""
-    _write(file, json.loads(file.read_text()) | {"finished": now()})
+    """Record that the run is finished, the first time that it is seen to be."""
+    content = json.loads(file.read_text()) if file.exists() else {}  # a run of a version that kept no record
+    if content and content["finished"] is None:
+        _write(file, content | {"finished": now()})
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -2,10 +2,14 @@
 
 RUN/
   recipe.yaml                  what is run, resolved
+  about.json                   the command, the machine, the versions, when it began and ended
+  doctor.json                  what the doctor found before the first step
+  cost.json                    memory, time and disk of each stage: estimated and measured
   events.jsonl                 every term of every update
   quarantine.jsonl             rows that could not be used (quarantine-N.jsonl: met by process N)
-      data/                        what the check of each data set found, so that continuing does not look again
+  data/                        what the check of each data set found, so that continuing does not look again
   stages/00-dpt/
+    about.json                 what the stage trains, on what, against what
     checkpoints/00000500/      what continuing needs, while the stage runs
     final/                     what the stage trained
   failures/                    batches of a non-finite loss
@@ -38,6 +42,9 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.recipe = self.path / "recipe.yaml"
+        self.about = self.path / "about.json"
+        self.doctor = self.path / "doctor.json"
+        self.cost = self.path / "cost.json"
         self.events = self.path / "events.jsonl"
         self.failures = self.path / "failures"
         self.model = self.path / "model"

@@ -21,6 +21,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
 from distilvlm.teachers import LocalTeacher, TeacherError
 
+from . import about
 from .console import CONSOLE, reporter
 from .directory import RunDirectory, RunError
 from .material import check
@@ -69,11 +70,15 @@ def run(
                 place.sweep()
             accelerator.wait_for_everyone()
             if not place.finished:
+                if main:
+                    about.begin(place.about, accelerator.num_processes)
                 if recipe.machine.trackers:
                     accelerator.init_trackers(recipe.name, config={"recipe": str(place.recipe)})
                 _execute(recipe, place, accelerator)
             elif main:
                 logger.info("%s is finished", place.path)
+            if main:
+                about.end(place.about)
             accelerator.wait_for_everyone()
     return Run(place.path, place.model)
 

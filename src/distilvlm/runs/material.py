@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from distilvlm.data import BadRow, DataReport, Order, SampleKey, Source, StageData, raise_or_quarantine, read
+from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine, read
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.data.stage import background, stage_data
 from distilvlm.models.features import FeatureReader, FeatureStore
@@ -100,12 +100,10 @@ def _checked(
     kept = place.path / "data" / f"{digest[:16]}.json"
     with accelerator.main_process_first():  # the others find the main process's report
         if kept.exists():
-            content = json.loads(kept.read_text())
-            bad = [BadRow(SampleKey(**row["key"]), row["field"], row["reason"]) for row in content.pop("bad")]
-            return DataReport(**content, bad=bad)
+            return DataReport.restored(json.loads(kept.read_text()))
         report = data.check()
         raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
-        write_whole(kept, json.dumps(asdict(report)).encode())
+        write_whole(kept, json.dumps(report.as_json()).encode())
         return report
 
 
