@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import commands, doctor
+from . import commands, doctor, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(commands.app)
 app.add_typer(doctor.app)
+app.add_typer(report.app)
 
 
 def _configure_logging() -> None:

@@ -1,0 +1,190 @@
+"""Curves as inline SVG: every value faint, its moving average on top. Readable without JavaScript."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from .axes import Axis, fitted, labels, reading
+from .formats import Update
+from .read import Run, Stage
+
+WIDTH, HEIGHT = 380, 226
+LEFT, RIGHT, TOP, BOTTOM = 54, 16, 10, 42
+POINTS = 300
+"""Points per line at most: about one per unit of the picture's width."""
+
+TERMS = ("text", "response", "visual", "relation")
+"""The order of known terms; others follow by name."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's values over its updates."""
+
+    label: str
+    series: int  # which of the page's colours
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    svg: Markup
+    log: bool
+    ends: list[tuple[str, int, str]]  # (label, series, mean of the last tenth)
+
+
+@dataclass(frozen=True)
+class StageCharts:
+    """All charts of the stages that stand at one place of the compared runs."""
+
+    title: str
+    names: list[tuple[str, int, str]]  # (run, series, what the stage is called there and how long it is)
+    charts: list[Chart]
+
+
+def stage_charts(runs: dict[str, Run], series: dict[str, int]) -> list[StageCharts]:
+    """Charts by the stages' places; runs that have the same term at the same place share one chart."""
+    found: list[StageCharts] = []
+    for index in range(max((len(run.stages) for run in runs.values()), default=0)):
+        stages = {name: run.stages[index] for name, run in runs.items() if index < len(run.stages)}
+        names = [(name, series[name], _length(stage)) for name, stage in stages.items()]
+        drawn = {name: stage for name, stage in stages.items() if stage.updates}
+        found.append(StageCharts(f"Stage {index + 1}", names, _charts(drawn, series)))
+    return found
+
+
+def _length(stage: Stage) -> str:
+    done, planned = len(stage.updates), stage.planned
+    if stage.finished or planned == done:
+        return f"{stage.spec.name}, {done:,} updates"
+    of = f" of {planned:,}" if planned else ""
+    return f"{stage.spec.name}, {done:,}{of} updates so far"
+
+
+def _charts(stages: dict[str, Stage], series: dict[str, int]) -> list[Chart]:
+    used = {term for stage in stages.values() for update in stage.updates for term in update.terms}
+    ordered = [term for term in TERMS if term in used] + sorted(used - {*TERMS})
+    wanted: list[tuple[str, Callable[[Update], float | None]]] = []
+    if len(ordered) == 1:
+        wanted.append((f"term: {ordered[0]} (the whole loss)", lambda update: update.loss))
+    else:
+        wanted.append(("loss (weighted sum)", lambda update: update.loss))
+        wanted += [(f"term: {term}", lambda update, term=term: update.terms.get(term)) for term in ordered]
+    wanted += [
+        ("learning rate", lambda update: update.rate),
+        ("gradient norm", lambda update: update.gradient_norm),
+        ("seconds per update", lambda update: update.seconds),
+    ]
+    charts: list[Chart] = []
+    for title, value in wanted:
+        lines: list[Line] = []
+        for name, stage in stages.items():
+            points = [(update.number, given) for update in stage.updates if (given := value(update)) is not None]
+            if points:
+                lines.append(Line(name, series[name], [x for x, _ in points], [y for _, y in points]))
+        if lines:
+            charts.append(chart(title, lines, smooth=title != "learning rate"))
+    return charts
+
+
+def chart(title: str, lines: Sequence[Line], smooth: bool = True) -> Chart:
+    """Draw lines over their updates. Values that are not finite are left out."""
+    kept = [_finite(line) for line in lines]
+    kept = [line for line in kept if line.x]
+    last = max((line.x[-1] for line in kept), default=1)
+    across = Axis(min((line.x[0] for line in kept), default=0), max(last, 2), LEFT, WIDTH - RIGHT)
+    up = fitted((value for line in kept for value in line.y), HEIGHT - BOTTOM, TOP)
+    ends = [(line.label, line.series, reading(_tail(line.y))) for line in kept]
+    means = [Line(line.label, line.series, line.x, smoothed(line.y)) for line in kept] if smooth else kept
+    pieces = [_grid(across, up)]
+    pieces += [_path(line, across, up, "raw") for line in kept if smooth]
+    pieces += [_path(line, across, up, "mean") for line in means]
+    said = "; ".join(f"{line.label} from {reading(line.y[0])} to {reading(_tail(line.y))}" for line in kept)
+    svg = Markup(
+        '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{said}" data-x="{x0} {x1} {p0} {p1}" '
+        'data-y="{y0} {y1} {q0} {q1} {log}">{body}</svg>'
+    ).format(
+        w=WIDTH,
+        h=HEIGHT,
+        said=f"{title} over updates: {said}",
+        x0=f"{across.low:g}",
+        x1=f"{across.high:g}",
+        p0=across.start,
+        p1=across.end,
+        y0=f"{up.low:.6g}",
+        y1=f"{up.high:.6g}",
+        q0=up.start,
+        q1=up.end,
+        log=int(up.log),
+        body=Markup("").join(pieces),
+    )
+    return Chart(title, svg, up.log, ends)
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Centred moving average over about a thirtieth of the values, narrower towards both ends."""
+    half = max(1, len(values) // 60)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    means: list[float] = []
+    for place in range(len(values)):
+        reach = min(half, place, len(values) - 1 - place)
+        means.append((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
+    return means
+
+
+def thinned(x: Sequence[float], y: Sequence[float], points: int = POINTS) -> list[tuple[float, float]]:
+    """At most `points` of a line: the smallest and the largest value of every stretch, so that no peak is lost."""
+    if len(x) <= points:
+        return list(zip(x, y, strict=True))
+    stretches = points // 2 - 1
+    kept = {0, len(x) - 1}
+    for stretch in range(stretches):
+        members = range(stretch * len(x) // stretches, (stretch + 1) * len(x) // stretches)
+        kept |= {min(members, key=y.__getitem__), max(members, key=y.__getitem__)}
+    return [(x[place], y[place]) for place in sorted(kept)]
+
+
+def _finite(line: Line) -> Line:
+    points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+    return Line(line.label, line.series, [x for x, _ in points], [y for _, y in points])
+
+
+def _tail(values: Sequence[float]) -> float:
+    last = values[-max(1, len(values) // 10) :]
+    return sum(last) / len(last)
+
+
+def _path(line: Line, across: Axis, up: Axis, kind: str) -> Markup:
+    points = thinned(line.x, line.y, POINTS if kind == "raw" else POINTS // 2)
+    drawn = "L".join(f"{across.place(x):.1f},{up.place(y):.1f}" for x, y in points)
+    if len(points) == 1:  # a line without length, which round ends make a dot
+        drawn += f"L{drawn}"
+    label = Markup(' data-label="{}"').format(line.label) if kind == "mean" else ""
+    return Markup('<path class="{} s{}"{} d="M{}"/>').format(kind, line.series, label, drawn)
+
+
+def _grid(across: Axis, up: Axis) -> Markup:
+    pieces: list[str] = []
+    for value, label in zip(up.ticks(), labels(up.ticks()), strict=True):
+        y = up.place(value)
+        pieces.append(f'<path class="grid" d="M{LEFT},{y:.1f}H{WIDTH - RIGHT}"/>')
+        pieces.append(f'<text x="{LEFT - 6}" y="{y + 4.5:.1f}" text-anchor="end">{label}</text>')
+    base = HEIGHT - BOTTOM
+    pieces.append(f'<path class="axis" d="M{LEFT},{base}H{WIDTH - RIGHT}"/>')
+    for value, label in zip(across.ticks(), labels(across.ticks()), strict=True):
+        x = across.place(value)
+        pieces.append(f'<path class="axis" d="M{x:.1f},{base}v4"/>')
+        pieces.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{label}</text>')
+    name = "update (values on a log scale)" if up.log else "update"
+    pieces.append(
+        f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{name}</text>'
+    )
+    return Markup("".join(pieces))  # numbers of ours only

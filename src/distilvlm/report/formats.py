@@ -1,0 +1,187 @@
+"""The JSON files that a report reads, field by field. Unknown fields are left alone: a later version may write more."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Content(BaseModel):
+    """Base of every file's content."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Interval(Content):
+    """A mean and its 95% interval, as shares."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+class Summary(Content):
+    """`Evaluation.summary()`: one model's score on one question set."""
+
+    n: int
+    pictures: int
+    bad_rows: int = 0
+    exact_match: Interval
+    accuracy: Interval
+    intervals: str = ""
+
+
+class ModelSize(Content):
+    parameters: int | None = None
+    language_model_parameters: int | None = None
+
+
+class QuestionSet(Content):
+    title: str = ""
+    n: int
+    pictures: int = 0
+
+
+class SeedScores(Content):
+    """One seed: scores by question set and model, differences by question set and "a - b", run directories by model."""
+
+    seed: int
+    rows: dict[str, dict[str, Summary]]
+    differences: dict[str, dict[str, Interval]] = {}
+    runs: dict[str, str] = {}
+
+
+class ComparisonFile(Content):
+    """`comparison.json`."""
+
+    name: str
+    title: str = ""
+    description: str = ""
+    command: str | list[str] = ""
+    date: str = ""
+    machine: dict[str, Any] | str = ""
+    versions: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    models: dict[str, ModelSize]
+    baselines: list[str] = []
+    questions: dict[str, QuestionSet]
+    differences: list[tuple[str, str]] = []
+    seeds: list[SeedScores]
+
+
+class AboutRun(Content):
+    """`RUN/about.json`."""
+
+    command: list[str] = []
+    started: str | None = None
+    finished: str | None = None
+    machine: dict[str, Any] = {}
+    versions: dict[str, str | None] = {}
+    processes: int = 1
+
+
+class Trains(Content):
+    parameters: int
+    dtype: str = ""
+
+
+class AboutStage(Content):
+    """`RUN/stages/NN-NAME/about.json`."""
+
+    stage: str
+    transform: list[Any] = []
+    trains: dict[str, Trains] = {}
+    data: dict[str, dict[str, Any]] = {}
+    updates: int | None = None
+    terms: dict[str, float] = {}
+    seconds: float | None = None
+
+
+class Finding(Content):
+    check: str
+    level: Literal["ok", "warning", "error"]
+    stage: str | None = None
+    text: str
+    fix: str = ""
+
+
+class Doctor(Content):
+    """`RUN/doctor.json`."""
+
+    findings: list[Finding]
+
+
+class Cost(Content):
+    peak_memory_bytes: float | None = None
+    seconds_per_update: float | None = None
+    disk_bytes: float | None = None
+
+
+class StageCost(Content):
+    stage: str
+    estimate: Cost
+    measured: Cost | None = None
+
+
+class CostFile(Content):
+    """`RUN/cost.json`."""
+
+    stages: list[StageCost]
+
+
+class FileEntry(Content):
+    bytes: int
+    sha256: str
+
+
+class Manifest(Content):
+    """`RUN/model/manifest.json`."""
+
+    files: dict[str, FileEntry]
+
+
+class Update(Content):
+    """An "update" line of `events.jsonl`."""
+
+    stage: str
+    number: int
+    loss: float
+    terms: dict[str, float] = {}
+    rate: float
+    gradient_norm: float
+    samples: int = 0
+    seconds: float
+
+
+class Quarantined(Content):
+    """A line of `quarantine.jsonl`."""
+
+    stage: str = ""
+    source: str = ""
+    file: str
+    row: int
+    field: str = ""
+    reason: str
+
+
+class Answer(Content):
+    """A line of an answers file: `evaluate.report.Answered`."""
+
+    file: str
+    row: int
+    turn: int
+    pictures: tuple[str, ...] = ()
+    question: str
+    answer: str
+    prediction: str
+    exact: bool
+    accurate: bool
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        return self.file, self.row, self.turn

@@ -1,0 +1,134 @@
+"""Numbers and facts as the page writes them: the filters of its templates."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .formats import Interval
+from .read import Stage
+
+MINUS = "\u2212"
+
+
+def share(interval: Interval) -> str:
+    """A score in percent: `87.1 [86.5, 87.7]`."""
+    return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def points(interval: Interval) -> str:
+    """A difference in percentage points: `+6.3 [+5.8, +6.9]`."""
+    mean, low, high = (_signed(100 * value) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def size(value: float | None) -> str:
+    """Bytes for a person: `1.22 GB` (powers of 1000, as disks are sold and `plan` counts)."""
+    if value is None:
+        return "not measured"
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= step:
+            return f"{value / step:.3g} {unit}" if value < 1000 * step else f"{value / step:,.0f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def duration(value: float | None) -> str:
+    """Seconds for a person: `83 ms`, `12.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if value is None:
+        return "not measured"
+    if value < 1:
+        return f"{1000 * value:.3g} ms" if value else "0 s"
+    if value < 90:
+        return f"{value:.3g} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def relative_error(estimate: float | None, measured: float | None) -> str:
+    """How far the estimate is off what was measured, `+7%`; nothing where one is missing."""
+    if estimate is None or not measured:
+        return "\u2013"
+    return f"{_signed(100 * (estimate / measured - 1), 0)}%"
+
+
+def command(words: str | list[str]) -> str:
+    """A command as it is typed, without the folder of the program."""
+    if isinstance(words, str):
+        return words
+    return shlex.join([Path(words[0]).name, *words[1:]]) if words else ""
+
+
+def transform(steps: list[Any]) -> str:
+    """What a stage does to the student before it trains."""
+    said: list[str] = []
+    for step in steps:
+        facts = step if isinstance(step, Mapping) else step.model_dump()
+        rest = [
+            f"{key} {_listed(value)}" if key != "parts" else _listed(value)
+            for key, value in facts.items()
+            if key != "do"
+        ]
+        said.append(" ".join([str(facts.get("do", "")), *rest]))
+    return "; ".join(said)
+
+
+def terms(stage: Stage) -> str:
+    """The loss of a stage: `text + response + 0.5 relation`."""
+    given = stage.about.terms if stage.about is not None and stage.about.terms else stage.spec.loss.model_dump()
+    used = {name: weight for name, weight in given.items() if name != "temperature" and weight}
+    said = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in used.items())
+    warm = stage.spec.loss.temperature
+    return said + (f", temperature {warm:g}" if warm != 1 else "")
+
+
+def moment(text: str | None) -> str:
+    """An ISO time without its fraction of a second."""
+    if not text:
+        return "not recorded"
+    whole = text.replace("T", " ").split(".")[0].removesuffix("+00:00").removesuffix("Z")
+    return f"{whole} UTC" if text.endswith(("+00:00", "Z")) and len(whole) > 10 else whole
+
+
+def machine(facts: Mapping[str, Any] | str) -> str:
+    """Processor, cores, memory and device, as far as they are known."""
+    if isinstance(facts, str):
+        return facts or "not recorded"
+    said = [str(facts["processor"])] if facts.get("processor") else []
+    if facts.get("cores"):
+        said.append(f"{facts['cores']} cores")
+    if facts.get("memory_bytes"):
+        said.append(f"{facts['memory_bytes'] / 2**30:.3g} GiB of memory")
+    if facts.get("device"):
+        said.append(f"device {facts['device']}")
+    rest = [
+        f"{key} {value}" for key, value in facts.items() if key not in ("processor", "cores", "memory_bytes", "device")
+    ]
+    return ", ".join(said + rest) or "not recorded"
+
+
+def token(text: str) -> str:
+    """A token's text with its white space made visible."""
+    return text.replace("\n", "\u21b5\n").replace("\t", "\u2192\t")
+
+
+def questions(count: int) -> str:
+    return f"{count:,} question{'' if count == 1 else 's'}"
+
+
+def rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else MINUS}{text}"
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(str(entry) for entry in value) if isinstance(value, list | tuple) else str(value)
