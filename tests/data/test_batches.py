@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import random
@@ -15,7 +16,18 @@ import torch
 from small_data import CHATML, llava_row, make_pictures, make_tokenizer, mixed_rows, write_json
 from torch import Tensor
 
-from distilvlm.data import IGNORED, Batch, DataError, Order, StageData, batches, geometry, raise_or_quarantine, read
+from distilvlm.data import (
+    IGNORED,
+    Batch,
+    DataError,
+    DataReport,
+    Order,
+    StageData,
+    batches,
+    geometry,
+    raise_or_quarantine,
+    read,
+)
 from distilvlm.data.collate import collate
 from distilvlm.recipe.schema import Augmentation, PictureSpec, SourceSpec
 
@@ -157,6 +169,41 @@ def test_check_finds_without_decoding(tmp_path, images, decodes):
     assert len(data) == 5 and len(raise_or_quarantine(report.bad, "quarantine")) == 4
     with pytest.raises(DataError, match="no usable row in 'talk'"):
         kept.without(kept.check().bad + [replace(report.bad[0], key=kept.record(n).key) for n in range(2)])
+
+
+def test_a_report_tells_its_sources_apart_and_survives_json(tmp_path, images):
+    rows = {
+        "shown": [llava_row(n, images[n % 4], "<image>\nq", "red") for n in range(6)],
+        "told": [llava_row(n, None, "what <image> is it?", "it is " * n) for n in range(8)],  # the first has no answer
+    }
+    sources = []
+    for (name, own), weight in zip(rows.items(), (0.5, 2.0), strict=True):
+        path = write_json(tmp_path / f"{name}.json", own)
+        sources.append(read(SourceSpec(path=str(path), images=str(tmp_path / "images"), weight=weight), name))
+    settings = {"placeholders": PLACEHOLDERS, "visual": VISUAL, "pictures": PictureSpec(), "size": SIZE, "seed": 11}
+    data = StageData(sources, make_tokenizer(CHATML), max_length=64, **settings)
+    report = data.check()
+    shown, told = report.sources["shown"], report.sources["told"]
+    assert (shown.samples, shown.with_pictures, shown.pictures, shown.bad, shown.neutralised) == (6, 6, 6, 0, 0)
+    assert (told.samples, told.text_only, told.pictures, told.bad, told.neutralised) == (7, 7, 0, 1, 7)
+    lengths = sorted(len(data.encoded(index).input_ids) for index in range(6, 13))
+    assert (told.median, told.ninety_ninth, told.longest) == (lengths[3], lengths[-1], lengths[-1])
+    assert (report.samples, report.tokens, report.longest) == (13, shown.tokens + sum(lengths), max(lengths))
+    assert (shown.showings, told.showings, report.share("told")) == (3, 14, 14 / 17)
+    assert "an epoch is 18% shown, 82% told" in str(report)
+    assert DataReport.restored(json.loads(json.dumps(report.as_json()))) == report
+
+
+def test_weighted_rows_are_drawn_anew_each_time_an_epoch_shows_them(tmp_path, images):
+    path = write_json(tmp_path / "data.json", [llava_row(0, images[3], "<image>\nq", "red")])
+    source = read(SourceSpec(path=str(path), images=str(tmp_path / "images"), weight=3.0), "talk")
+    spec = PictureSpec(augment=Augmentation(crop=0.3, brightness=0.5))
+    settings = {"placeholders": PLACEHOLDERS, "visual": VISUAL, "pictures": spec, "size": SIZE, "max_length": 256}
+    data = StageData([source], make_tokenizer(CHATML), seed=11, **settings)
+    order = Order(len(data), 4, 5, "dpt", mixture=data.mixture)
+    seen = [data[at].pictures for at in (*order.update(0), *order.update(1))]
+    assert len(seen) == 6
+    assert all(not one.equal(other) for one, other in itertools.combinations(seen, 2))
 
 
 def test_a_picture_that_breaks_later_stops_or_stands_in(tmp_path, images):

@@ -6,7 +6,7 @@ from distilvlm.data.loader import batches
 from distilvlm.data.problems import DataError, raise_or_quarantine
 from distilvlm.data.readers import Source, read
 from distilvlm.data.records import Record, Turn
-from distilvlm.data.report import DataReport
+from distilvlm.data.report import DataReport, SourceReport
 from distilvlm.data.sampler import Order, shares, showings
 from distilvlm.data.template import Encoded, Template, explain, export_chat_template
 
@@ -22,6 +22,7 @@ __all__ = [
     "Sample",
     "SampleKey",
     "Source",
+    "SourceReport",
     "StageData",
     "Template",
     "Turn",

@@ -18,7 +18,7 @@ from distilvlm.data.geometry import GREY, PictureError
 from distilvlm.data.problems import DataError, RowError
 from distilvlm.data.readers import Source
 from distilvlm.data.records import Record
-from distilvlm.data.report import DataReport
+from distilvlm.data.report import DataReport, SourceReport
 from distilvlm.data.sampler import SampleIndex
 from distilvlm.data.template import SAFE_ID, Encoded, Template
 from distilvlm.recipe.schema import PictureSpec
@@ -160,34 +160,43 @@ class StageData(Dataset[Sample]):
             indices: the samples to look at; default: all. What the readers found is reported in any case.
         """
         report = DataReport()
+        lengths: dict[str, list[int]] = {}
         for source in self.sources:
-            report.neutralised += source.neutralised
-            report.markers_added += source.markers_added
-            report.answers_dropped += source.answers_dropped
+            lengths[source.name] = []
+            report.sources[source.name] = SourceReport(
+                weight=source.spec.weight,
+                neutralised=source.neutralised,
+                markers_added=source.markers_added,
+                answers_dropped=source.answers_dropped,
+                bad=len(source.bad),
+            )
             report.bad.extend(source.bad)
         headers: dict[str, str | None] = {}
         for seen, index in enumerate(range(len(self)) if indices is None else indices):
             record = self.record(index)
+            counts = report.sources[record.key.source]
             try:
                 encoded = self.encoded(index)
                 for position, path in enumerate(record.images):
                     if path not in headers:
-                        headers[path] = _unreadable(path)
+                        headers[path] = geometry.problem(path)
                     if headers[path] is not None:
                         raise RowError(_image_field(record, position), str(headers[path]))
             except RowError as error:
                 report.bad.append(BadRow(record.key, error.field, error.reason))
+                counts.bad += 1
             else:
-                length = len(encoded.input_ids)
-                report.samples += 1
-                report.with_pictures += bool(record.images)
-                report.pictures += len(record.images)
-                report.tokens += length
-                report.longest = max(report.longest, length)
-                report.learned += encoded.learned
-                report.cut += encoded.cut
+                lengths[record.key.source].append(len(encoded.input_ids))
+                counts.samples += 1
+                counts.with_pictures += bool(record.images)
+                counts.pictures += len(record.images)
+                counts.tokens += len(encoded.input_ids)
+                counts.learned += encoded.learned
+                counts.cut += encoded.cut
             if progress:
                 progress(seen + 1)
+        for name, counts in report.sources.items():
+            counts.measure(lengths[name])
         return report
 
     def without(self, bad: Sequence[BadRow]) -> StageData:
@@ -270,11 +279,3 @@ def _field_and_reason(error: RowError | PictureError) -> tuple[str, str]:
 
 def _image_field(record: Record, position: int) -> str:
     return "image" if len(record.images) == 1 else f"image[{position}]"
-
-
-def _unreadable(path: str) -> str | None:
-    try:
-        geometry.header(path)
-    except PictureError as error:
-        return str(error)
-    return None

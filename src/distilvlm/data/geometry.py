@@ -41,6 +41,15 @@ def header(path: str) -> tuple[int, int]:
         return _sized(image)
 
 
+def problem(path: str, decoded: bool = False) -> str | None:
+    """Why the picture can't be read, or None. `decoded`: not only its header but all of it."""
+    try:
+        decode(path) if decoded else header(path)
+    except PictureError as error:
+        return str(error)
+    return None
+
+
 def decode(path: str) -> Image.Image:
     """The picture, upright (EXIF), as RGB; transparency over white, 16 bits scaled to 8.
 

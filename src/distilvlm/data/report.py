@@ -1,38 +1,139 @@
-"""What one pass over a stage's data found, before its first step."""
+"""What one pass over a stage's data found, before its first step: per source, and together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from distilvlm.data.batch import BadRow
+import numpy as np
+
+from distilvlm.data.batch import BadRow, SampleKey
+from distilvlm.data.sampler import showings
 
 
 @dataclass
-class DataReport:
-    """Counts over the usable samples of a stage, and every row that can't be used (its reader's findings included)."""
+class SourceReport:
+    """Counts over the usable samples of one source."""
 
+    weight: float = 1.0  # how often an epoch shows each sample
     samples: int = 0
     with_pictures: int = 0
     pictures: int = 0
     tokens: int = 0  # positions of all samples, visual tokens included
-    longest: int = 0  # positions of the longest sample
+    median: int = 0  # positions that half of the samples have at most; nine tenths; 99 of 100; all
+    ninetieth: int = 0
+    ninety_ninth: int = 0
+    longest: int = 0
     learned: int = 0  # tokens with a target
     cut: int = 0  # samples whose end was cut off at max_length
     neutralised: int = 0  # typed image tokens made harmless
     markers_added: int = 0
     answers_dropped: int = 0
-    bad: list[BadRow] = field(default_factory=list)
+    bad: int = 0  # rows that can't be used
 
     @property
     def text_only(self) -> int:
         return self.samples - self.with_pictures
 
+    @property
+    def mean(self) -> float:
+        """Positions of a sample."""
+        return self.tokens / self.samples if self.samples else 0.0
+
+    @property
+    def showings(self) -> int:
+        """Samples of it in an epoch."""
+        return showings(self.samples, self.weight)
+
+    def measure(self, lengths: list[int]) -> None:
+        """Note the lengths (positions) of all samples."""
+        if lengths:
+            at = np.quantile(lengths, (0.5, 0.9, 0.99, 1), method="inverted_cdf")
+            self.median, self.ninetieth, self.ninety_ninth, self.longest = (int(value) for value in at)
+
+
+@dataclass
+class DataReport:
+    """What is known of a stage's sources, and every row that can't be used (its reader's findings included)."""
+
+    sources: dict[str, SourceReport] = field(default_factory=dict)
+    bad: list[BadRow] = field(default_factory=list)
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any]) -> DataReport:
+        """The report whose `as_json` was `content`."""
+        bad = [BadRow(SampleKey(**row["key"]), row["field"], row["reason"]) for row in content["bad"]]
+        return cls({name: SourceReport(**counts) for name, counts in content["sources"].items()}, bad)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def samples(self) -> int:
+        return self._sum("samples")
+
+    @property
+    def with_pictures(self) -> int:
+        return self._sum("with_pictures")
+
+    @property
+    def text_only(self) -> int:
+        return self._sum("text_only")
+
+    @property
+    def pictures(self) -> int:
+        return self._sum("pictures")
+
+    @property
+    def tokens(self) -> int:
+        return self._sum("tokens")
+
+    @property
+    def learned(self) -> int:
+        return self._sum("learned")
+
+    @property
+    def cut(self) -> int:
+        return self._sum("cut")
+
+    @property
+    def neutralised(self) -> int:
+        return self._sum("neutralised")
+
+    @property
+    def markers_added(self) -> int:
+        return self._sum("markers_added")
+
+    @property
+    def answers_dropped(self) -> int:
+        return self._sum("answers_dropped")
+
+    @property
+    def longest(self) -> int:
+        return max((source.longest for source in self.sources.values()), default=0)
+
+    @property
+    def showings(self) -> int:
+        """Samples of an epoch, weights counted."""
+        return self._sum("showings")
+
+    def share(self, name: str) -> float:
+        """Of an epoch's samples, those of source `name`."""
+        return self.sources[name].showings / self.showings if self.showings else 0.0
+
+    def _sum(self, count: str) -> int:
+        return sum(getattr(source, count) for source in self.sources.values())
+
     def __str__(self) -> str:
         mean = self.tokens / self.samples if self.samples else 0
-        return (
+        text = (
             f"{self.samples} samples ({self.with_pictures} with pictures, {self.text_only} text only), "
             f"{mean:.0f} positions on average, {self.longest} at most; {self.learned} tokens to learn; "
             f"{self.cut} samples cut at the end, {self.neutralised} typed image tokens neutralised, "
             f"{self.markers_added} missing markers added, {self.answers_dropped} leading answers left out; "
             f"{len(self.bad)} rows can't be used"
         )
+        if len(self.sources) > 1:
+            text += "; an epoch is " + ", ".join(f"{self.share(name):.0%} {name}" for name in self.sources)
+        return text

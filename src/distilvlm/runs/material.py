@@ -35,14 +35,19 @@ class Material:
     report: DataReport
 
 
-def check(recipe: Recipe, stage: StageSpec, vlm: VLM, place: RunDirectory, accelerator: Accelerator) -> None:
+def check(
+    recipe: Recipe, stage: StageSpec, vlm: VLM, place: RunDirectory, accelerator: Accelerator
+) -> tuple[StageData, DataReport]:
     """Look at the data of a stage that is still to come: what is wrong with it must not come to light after days.
+
+    Returns the rows that can be used, without kept features, and what the look at them found.
 
     Raises:
         DataError: as `prepare`.
     """
     data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, [read(recipe.data[name], name) for name in stage.data])
-    _checked(data, recipe, stage, place, accelerator)
+    report = _checked(data, recipe, stage, place, accelerator)
+    return data.without(report.bad) if report.bad else data, report
 
 
 def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerator: Accelerator) -> Material:

@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from distilvlm.data import geometry
-from distilvlm.data.geometry import PictureError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"})
 
@@ -44,11 +43,8 @@ class Pictures:
         path = self.root / name
         if not path.is_file():
             return f"no file {path}; mend the name, or say where the pictures are (images)"
-        try:
-            geometry.header(str(path))
-        except PictureError as error:
-            return f"{error}; put a whole picture there"
-        return None
+        problem = geometry.problem(str(path))
+        return None if problem is None else f"{problem}; put a whole picture there"
 
     def _digest(self, name: str) -> str:
         """SHA-256 of the file."""
