@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from distilvlm.data import StageData
-from distilvlm.models.parts import LEAVES, Parameters, PartRow, parameters_of, summary
+from distilvlm.models.parts import Parameters, PartRow, by_leaf, parameters_of, summary
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -22,18 +22,11 @@ def trained(student: VLM, names: Sequence[str]) -> dict[str, Parameters]:
     """
     for name in names:
         parameters_of(student.model, name)
-    there = {row.name for row in summary(student.model)}
-    leaves = [leaf for leaf in LEAVES if leaf in there and leaf != "vision.unread"]
-    return {leaf: parameters_of_leaf(student, leaf) for leaf in leaves if owner(leaf, names) is not None}
-
-
-def parameters_of_leaf(student: VLM, leaf: str) -> Parameters:
-    """As `parameters_of`, but 'vision' is only what is read of the tower."""
-    members = parameters_of(student.model, leaf)
-    if leaf != "vision" or not any(row.name == "vision.unread" for row in summary(student.model)):
-        return members
-    unread = parameters_of(student.model, "vision.unread")
-    return {name: parameter for name, parameter in members.items() if name not in unread}
+    return {
+        leaf: members
+        for leaf, members in by_leaf(student.model).items()
+        if leaf != "vision.unread" and owner(leaf, names) is not None
+    }
 
 
 def owner(leaf: str, names: Iterable[str]) -> str | None:
@@ -158,8 +151,7 @@ def _projector_is_as_drawn(vlm: VLM) -> bool:
 
 
 def _leaves(vlm: VLM, part: str) -> list[str]:
-    there = {row.name for row in summary(vlm.model)}
-    return [leaf for leaf in LEAVES if leaf in there and leaf != "vision.unread" and owner(leaf, [part])]
+    return [leaf for leaf in by_leaf(vlm.model) if leaf != "vision.unread" and owner(leaf, [part])]
 
 
 def _size(members: Parameters) -> str:

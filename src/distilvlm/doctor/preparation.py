@@ -57,12 +57,12 @@ class _Patient:
 
     def findings(self) -> list[Finding]:
         recipe = self.recipe
-        student = self._had("student.weights", self._student, "name other weights in student")
+        student = self._had("student.weights", self._student, "download them first, or name a directory in student")
         sources = self._sources()
         needed = recipe.teacher is not None and any(stage.loss.needs_teacher for stage in recipe.stages)
         vlm = self._had("teacher.weights", self._teacher, "name another teacher (teacher.from)") if needed else None
         if student is None:
-            return [*self.missing, *settings.check(recipe, None, None, {})]
+            return [*self.missing, *settings.check(recipe, self._outline(), None, {})]
         data = self._data(student, sources)
         if vlm is not None:
             compared = [*vocabulary.check(recipe, student, vlm), *visual.check(recipe, student, vlm)]
@@ -93,6 +93,13 @@ class _Patient:
     def _student(self) -> VLM:
         return build(self.recipe.student, self.recipe.seed).to(self.device)
 
+    def _outline(self) -> VLM | None:
+        """The student without weights, where its architecture is known: enough to know its parts."""
+        try:
+            return build(self.recipe.student, self.recipe.seed, meta=True)
+        except (ValueError, OSError):
+            return None
+
     def _teacher(self) -> VLM:
         spec = self.recipe.teacher
         assert spec is not None
@@ -118,31 +125,32 @@ class _Patient:
         return {name: source for name, source in sources.items() if source is not None}
 
     def _data(self, student: VLM, sources: Mapping[str, Source]) -> dict[str, StageData]:
+        made: dict[tuple[Any, ...], StageData | None] = {}
         data: dict[str, StageData] = {}
         for stage in self.recipe.stages:
             if not all(name in sources for name in stage.data):
                 continue  # the file that is not there is told already
-            made = self._had(
-                "data.rows",
-                lambda stage=stage: stage_data(
-                    self.recipe, stage, student.tokenizer, student.layout, [sources[name] for name in stage.data]
-                ),
-                f"look at data.{stage.data[0]}: its rows and its template",
-            )
-            if made is not None:
-                data[stage.name] = made
+            key = (
+                stage.max_length,
+                *stage.data,
+            )  # stages that see the same rows share them, and their faults
+            if key not in made:
+                made[key] = self._had(
+                    "data.rows",
+                    lambda stage=stage: stage_data(
+                        self.recipe, stage, student.tokenizer, student.layout, [sources[name] for name in stage.data]
+                    ),
+                    f"look at data.{stage.data[0]}: its rows and its template",
+                )
+            if (rows := made[key]) is not None:
+                data[stage.name] = rows
         return data
 
     def _reports(self, data: Mapping[str, StageData]) -> dict[str, DataReport]:
-        """Evenly spread rows of each stage; stages that see the same rows share a report."""
-        reports: dict[tuple[Any, ...], DataReport] = {}
-        by_stage: dict[str, DataReport] = {}
-        for name, stage in data.items():
-            key = (stage.max_length, *(source.name for source in stage.sources))
-            if key not in reports:
-                reports[key] = stage.check(indices=spread(range(len(stage)), LOOKED_AT))
-            by_stage[name] = reports[key]
-        return by_stage
+        """Of evenly spread rows; stages that share their rows share a report."""
+        different = {id(rows): rows for rows in data.values()}
+        made = {key: rows.check(indices=spread(range(len(rows)), LOOKED_AT)) for key, rows in different.items()}
+        return {name: made[id(rows)] for name, rows in data.items()}
 
 
 def _device() -> torch.device:

@@ -45,7 +45,7 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
 
 def _print(finding: Finding, console: Console) -> None:
     mark, style = MARKS[finding.level]
-    head, _, drawing = finding.text.partition("\n")
+    head, _, drawing = finding.text.partition("\n") if finding.check == "template.picture" else (finding.text, "", "")
     line = Text() if finding.stage is None else Text(f"{finding.stage}: ", style="bold")
     line.append(head)
     if finding.fix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -59,7 +59,7 @@ def _examples(data: StageData, kind: str) -> Iterator[_Example]:
             continue
 
 
-def spread(indices: np.ndarray, count: int) -> list[int]:
+def spread(indices: np.ndarray | Sequence[int], count: int) -> list[int]:
     """At most `count` of `indices`, evenly spaced, first and last included."""
     if len(indices) <= count:
         return [int(index) for index in indices]

@@ -109,6 +109,11 @@ def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters
     return {name: p for leaf, members in parts.items() if _covers(part, leaf) for name, p in members.items()}
 
 
+def by_leaf(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
+    """The leaves that are there, in order, each with its parameters; together they are the model."""
+    return {leaf: members for leaf, members in _leaves(model).items() if members}
+
+
 def summary(model: LlavaForConditionalGeneration) -> list[PartRow]:
     """The table of parts that are there, with what trains now; works on the meta device too."""
     rows: list[PartRow] = []
