@@ -43,6 +43,7 @@ class ModelSize(Content):
 
 class QuestionSet(Content):
     title: str = ""
+    measure: Literal["exact", "accurate"] | None = None  # what its differences are of; None: not told
     n: int
     pictures: int = 0
 
@@ -74,10 +75,18 @@ class ComparisonFile(Content):
     seeds: list[SeedScores]
 
 
+class Typed(Content):
+    """A command of a run that was continued."""
+
+    at: str
+    command: list[str]
+
+
 class AboutRun(Content):
     """`RUN/about.json`."""
 
     command: list[str] = []
+    commands: list[Typed] = []  # of the start and of each continuation
     started: str | None = None
     finished: str | None = None
     machine: dict[str, Any] = {}

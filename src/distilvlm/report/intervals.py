@@ -78,7 +78,10 @@ def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table 
 
 
 def measured(file: ComparisonFile, questions: str) -> Measure:
-    """Of which measure the differences are: that whose means they are the differences of."""
+    """Of which measure the differences are: as the file says, else that whose means they are the differences of."""
+    told = file.questions[questions].measure
+    if told is not None:
+        return "exact_match" if told == "exact" else "accuracy"
     for measure in ("exact_match", "accuracy"):
         agree = [
             abs(_mean(rows.get(a), measure) - _mean(rows.get(b), measure) - gap.mean) < 1e-6

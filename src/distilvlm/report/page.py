@@ -30,6 +30,9 @@ from .skipped import skipped, unasked
 COLOURS = 8
 """Series colours that the style sheet defines."""
 
+WORDY = 60
+"""Characters of a mean answer from which samples stand below each other, not in two columns."""
+
 
 @dataclass(frozen=True)
 class QuestionResults:
@@ -39,12 +42,18 @@ class QuestionResults:
     title: str
     about: str
     gaps: intervals.Table | None
-    accuracy: intervals.Table | None
-    exact: intervals.Table | None  # None where it says the same as accuracy
+    scores: intervals.Table | None  # by the measure of the differences
+    other: intervals.Table | None  # by the other measure; None where it says the same
     kinds: list[Kind] | None  # None where no answers are kept
     missing: list[str]  # models without an answers file
     asked: int
     shown: int
+
+    @property
+    def wordy(self) -> bool:
+        """Whether answers need the whole width."""
+        given = [one.text for kind in self.kinds or [] for card in kind.cards for a in card.asked for one in a.given]
+        return sum(len(text) for text in given) > WORDY * len(given)
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,10 @@ class SeedSection:
 
     seed: int
     runs: list[Run]
-    absent: list[str]  # models whose run directory is not there
-    charts: list[StageCharts]
+    reused: list[str]  # runs of an earlier seed that serve this one, too
+    absent: list[str]  # runs whose directory is not there
+    charts: list[StageCharts]  # of the models
+    others: list[StageCharts]  # of the runs that the models start from
     departures: Mapping[str, list[str]]  # by model: fields that differ from the first seed's recipe
 
 
@@ -102,6 +113,7 @@ def _comparison(comparison: Comparison, samples: int) -> str:
     series = {name: number % COLOURS for number, name in enumerate(file.models)}
     seeds: list[SeedSection] = []
     first = comparison.seeds[0]
+    told: set[Path] = set()
     for seed in comparison.seeds:
         departures = {
             model: differences(first.there[model].recipe, run.recipe)
@@ -110,8 +122,23 @@ def _comparison(comparison: Comparison, samples: int) -> str:
         }
         absent = [name for name, run in seed.runs.items() if run is None]
         absent += [name for name in file.models if name not in seed.runs]
-        charts = stage_charts(seed.there, {name: series.get(name, 0) for name in seed.there})
-        seeds.append(SeedSection(seed.scores.seed, list(seed.there.values()), absent, charts, departures))
+        new = {name: run for name, run in seed.there.items() if run.path not in told}
+        told |= {run.path for run in new.values()}
+        models = {name: run for name, run in seed.there.items() if name in series}
+        others = {name: run for name, run in new.items() if name not in series}
+        seeds.append(
+            SeedSection(
+                seed=seed.scores.seed,
+                runs=list(new.values()),
+                reused=[name for name in seed.there if name not in new],
+                absent=absent,
+                charts=stage_charts(models, series),
+                others=stage_charts(
+                    others, {name: number % COLOURS for number, name in enumerate(others, len(series))}
+                ),
+                departures=departures,
+            )
+        )
     return _page(
         "comparison.html.jinja",
         comparison=comparison,
@@ -158,14 +185,14 @@ def main_pair(file: ComparisonFile) -> tuple[str, str] | None:
 def _results(comparison: Comparison, name: str, series: Mapping[str, int], samples: int) -> QuestionResults:
     file, about = comparison.file, comparison.file.questions[name]
     colours = dict(series)
-    accuracy = intervals.scores(file, name, "accuracy", colours)
-    exact = intervals.scores(file, name, "exact_match", colours)
-    if accuracy is not None and exact is not None and [r.cells for r in accuracy.rows] == [r.cells for r in exact.rows]:
-        exact = None
+    measure = intervals.measured(file, name)
+    scores = intervals.scores(file, name, measure, colours)
+    other = intervals.scores(file, name, "accuracy" if measure == "exact_match" else "exact_match", colours)
+    if scores is not None and other is not None and [r.cells for r in scores.rows] == [r.cells for r in other.rows]:
+        other = None
     answers = comparison.answers(file.seeds[0].seed, name)
     kinds = missing = None
     if answers is not None:
-        measure = intervals.measured(file, name)
         kinds = choose(answers, list(file.models), main_pair(file), series, measure, samples)
         missing = [model for model in (*file.baselines, *file.models) if model not in answers]
     drawn = next(
@@ -177,8 +204,8 @@ def _results(comparison: Comparison, name: str, series: Mapping[str, int], sampl
         title=about.title or name,
         about=f"{about.n:,} questions{pictures}" + (f"; 95% intervals: {drawn}" if drawn else ""),
         gaps=intervals.gaps(file, name, colours),
-        accuracy=accuracy,
-        exact=exact,
+        scores=scores,
+        other=other,
         kinds=kinds,
         missing=missing or [],
         asked=sum(kind.count for kind in kinds or []),
@@ -207,6 +234,7 @@ def _page(template: str, **content: Any) -> str:
         "moment": wording.moment,
         "machine": wording.machine,
         "token": wording.token,
+        "clipped": wording.clipped,
         "questions": wording.questions,
         "rows": wording.rows,
         "reading": reading,

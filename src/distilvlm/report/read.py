@@ -82,8 +82,10 @@ class Run:
 
 @dataclass(frozen=True)
 class SeedRuns:
+    """The runs of one seed, by name: of the models, and of those that they start from."""
+
     scores: SeedScores
-    runs: dict[str, Run | None]  # by model; None where its directory is not there
+    runs: dict[str, Run | None]  # None where its directory is not there
 
     @property
     def there(self) -> dict[str, Run]:
@@ -195,16 +197,13 @@ def _comparison(directory: Path) -> Comparison:
             if questions not in file.questions or strangers:
                 what = f"models {strangers}" if strangers else f"the question set '{questions}'"
                 raise ReportError(f"{path}: seed {scores.seed} has rows of {what}, which the head does not name")
-    seeds = [
-        SeedRuns(
-            scores,
-            {
-                model: read_run(directory / where, model) if (directory / where / "recipe.yaml").exists() else None
-                for model, where in scores.runs.items()
-            },
-        )
-        for scores in file.seeds
-    ]
+    known: dict[str, Run | None] = {}  # a run may serve several seeds
+    for scores in file.seeds:
+        for model, where in scores.runs.items():
+            if where not in known:
+                there = (directory / where / "recipe.yaml").exists()
+                known[where] = read_run(directory / where, model) if there else None
+    seeds = [SeedRuns(scores, {model: known[where] for model, where in scores.runs.items()}) for scores in file.seeds]
     return Comparison(directory, file, seeds)
 
 

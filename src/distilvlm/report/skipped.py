@@ -71,7 +71,10 @@ def _of(label: str, run: Run) -> Skipped:
             counts += [count for source, report in stage.about.data.items() for count in _counts(stage, source, report)]
     unknown = [stage.spec.name for stage in run.stages if stage.spec.name not in known]
     if not known and run.checks:  # made before stages kept their own: the checks do not say whose they are
-        counts = [count for check in run.checks for count in _counts(None, "", check)]
+        named = [check.get("sources", {"": check}) for check in run.checks]
+        counts = [
+            count for sources in named for source, report in sources.items() for count in _counts(None, source, report)
+        ]
         known, unknown = unknown, []
     if not known:
         unknown = []

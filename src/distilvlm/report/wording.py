@@ -12,6 +12,9 @@ from .read import Stage
 
 MINUS = "\u2212"
 
+LONGEST = 600
+"""Characters of an answer that the page shows."""
+
 
 def share(interval: Interval) -> str:
     """A score in percent: `87.1 [86.5, 87.7]`."""
@@ -113,6 +116,11 @@ def machine(facts: Mapping[str, Any] | str) -> str:
 def token(text: str) -> str:
     """A token's text with its white space made visible."""
     return text.replace("\n", "\u21b5\n").replace("\t", "\u2192\t")
+
+
+def clipped(text: str) -> str:
+    """An answer that does not end (an untrained model's) up to where it says no more."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} \u2026 ({len(text):,} characters)"
 
 
 def questions(count: int) -> str:
