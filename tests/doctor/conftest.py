@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 
 from distilvlm.data import read
 from distilvlm.data.stage import stage_data
-from distilvlm.doctor import Finding, doctor, examine
+from distilvlm.doctor import Finding, doctor, examine, preparation
 from distilvlm.models import build
 from distilvlm.models.save import save
 from distilvlm.models.vlm import VLM
@@ -59,6 +59,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe["teacher"] = {"from": str(directory / "teacher")}
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return directory
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, VLM]:
+    """Models that were built already. They can be used again, because an examination leaves them as they were."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def build_once(monkeypatch: pytest.MonkeyPatch, models: dict[str, VLM]) -> None:
+    def once(spec: ModelSpec, seed: int, **options: Any) -> VLM:
+        key = f"{spec.model_dump_json()} {seed} {options}"
+        if key not in models:
+            models[key] = build(spec, seed, **options)
+        return models[key]
+
+    monkeypatch.setattr(preparation, "build", once)
 
 
 @pytest.fixture

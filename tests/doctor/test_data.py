@@ -103,6 +103,12 @@ def test_typed_image_tokens_are_counted(look: Examine, source: Write) -> None:
     assert "1 typed image tokens made harmless" in said(found, "rows.count")[1]
 
 
+def test_weights_count_in_an_epoch(look: Examine) -> None:
+    found = look({"data.captions.weight": 0.3})
+    only(found, "settings.batch", "warning", "more than the 3 samples of an epoch", "stages.dpt.optim.batch to 3")
+    assert said(found, "rows.count")[0].startswith("captions 10 rows × 0.3 per epoch")
+
+
 def test_no_such_file(look: Examine) -> None:
     found = look({"data.captions.path": "nowhere.json"})
     only(found, "data.file", "error", "nowhere.json", "data.captions")

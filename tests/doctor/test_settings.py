@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -119,6 +120,7 @@ def test_the_command(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "_configure_logging", lambda: None)
+    monkeypatch.setattr(logging.getLogger("distilvlm"), "level", logging.INFO)  # the command lowers it
 
     def command(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["distilvlm", "doctor", *map(str, arguments)])

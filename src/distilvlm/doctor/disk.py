@@ -59,7 +59,7 @@ def _checkpoints(recipe: Recipe, stage: StageSpec, data: Mapping[str, StageData]
     most = recipe.machine.keep + 1
     if stage.name not in data:
         return most
-    updates = updates_of(stage, len(data[stage.name]))
+    updates = updates_of(stage, data[stage.name])
     return min(most, math.ceil(updates / recipe.machine.checkpoint_every) - 1)
 
 

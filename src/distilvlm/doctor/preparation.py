@@ -23,7 +23,7 @@ from .template import spread
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 2_000
+LOOKED_AT = 1_000
 """Rows of a stage that are encoded; a run looks at all of them."""
 
 T = TypeVar("T")
@@ -154,4 +154,6 @@ class _Patient:
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # Asked first: a build for CUDA names CUDA as its accelerator on a machine without one, too.
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")

@@ -23,7 +23,11 @@ def check(
 
 
 def _counts(stage: StageSpec, data: StageData, report: DataReport) -> Finding:
-    sources = ", ".join(f"{source.name} {len(source.records):,} rows" for source in data.sources)
+    sources = ", ".join(
+        f"{source.name} {len(source.records):,} rows"
+        + (f" × {source.spec.weight:g} per epoch" if source.spec.weight != 1 else "")
+        for source in data.sources
+    )
     looked_at = report.samples + len(report.bad)
     text = sources if looked_at >= len(data) else f"{sources}; {looked_at:,} of them looked at"
     if report.samples:

@@ -39,9 +39,14 @@ def check(recipe: Recipe, student: VLM | None, teacher: VLM | None, data: Mappin
     return found
 
 
-def updates_of(stage: StageSpec, samples: int) -> int:
-    """Updates of a stage on so many samples."""
-    return Order(samples, stage.optim.batch, 0, "").total_updates(stage.optim.epochs, stage.optim.updates)
+def order_of(stage: StageSpec, data: StageData) -> Order:
+    """How many samples an epoch of a stage shows, and how many updates that makes; not in which order."""
+    return Order(len(data), stage.optim.batch, 0, "", mixture=data.mixture)
+
+
+def updates_of(stage: StageSpec, data: StageData) -> int:
+    """Updates of a stage on all rows of its data."""
+    return order_of(stage, data).total_updates(stage.optim.epochs, stage.optim.updates)
 
 
 def _unused(recipe: Recipe) -> Iterator[Finding]:
@@ -112,16 +117,16 @@ def _batch(recipe: Recipe, stage: StageSpec) -> Iterator[Finding]:
 
 def _length(stage: StageSpec, data: StageData) -> Iterator[Finding]:
     """Stages that are over before they began."""
-    samples, optim = len(data), stage.optim
+    samples, optim = order_of(stage, data).per_epoch, stage.optim
     if samples < optim.batch:
-        text = f"a batch of {optim.batch} is more than the {samples} samples there are: every update is smaller"
+        text = f"a batch of {optim.batch} is more than the {samples} samples of an epoch: every update is smaller"
         yield Finding(
             "settings.batch", "warning", text, f"set stages.{stage.name}.optim.batch to {samples}", stage.name
         )
     elif optim.epochs is not None and optim.epochs * samples < optim.batch:
         text = f"{optim.epochs:g} epochs of {samples:,} samples are less than one update of {optim.batch}"
         yield Finding("settings.updates", "warning", text, f"raise stages.{stage.name}.optim.epochs", stage.name)
-    updates = updates_of(stage, samples)
+    updates = updates_of(stage, data)
     rising = math.ceil(optim.warmup * updates)
     if rising >= updates:
         text = f"all {updates} updates are warm-up" if updates > 1 else "the only update is warm-up, at a rate of 0"
