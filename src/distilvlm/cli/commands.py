@@ -35,13 +35,20 @@ def run(
 
 
 @app.command()
-def plan(recipe: Recipe, set: Overrides = None, as_json: Json = False) -> None:
-    """Show what a recipe would do: parts, counts, updates, rows per loss term. Trains nothing, needs no weights."""
+def plan(
+    recipe: Recipe,
+    set: Overrides = None,
+    as_json: Json = False,
+    measure: Annotated[
+        bool, typer.Option(help="Estimate memory, time and disk on this machine, too: some seconds of computing.")
+    ] = True,
+) -> None:
+    """Show what a recipe would do: parts, counts, updates, rows per loss term, what it costs here. Needs no weights."""
     from distilvlm.runs.plan import plan as resolve
     from distilvlm.runs.plan_table import print_plan
 
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # the table says it all
-    resolved = resolve(recipe, set or [])
+    resolved = resolve(recipe, set or [], measure)
     if as_json:
         typer.echo(json.dumps(resolved.as_json(), indent=1))
     else:

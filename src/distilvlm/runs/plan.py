@@ -1,14 +1,16 @@
-"""What a recipe will do, without doing it: parts, counts, updates and rows per loss term. Needs no weights."""
+"""What a recipe will do, without doing it: parts, counts, updates, rows per loss term, cost. Needs no weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distilvlm.data import DataError, Source, Template, read, showings
+from distilvlm import cost
+from distilvlm.cost import StageCost
+from distilvlm.data import DataError, Source, StageData, Template, read, showings
 from distilvlm.data.problems import RowError
 from distilvlm.models import NotHere, build, parts
 from distilvlm.models.vlm import VLM
@@ -53,6 +55,7 @@ class StagePlan:
     lr: float
     loss: dict[str, float]
     rows: dict[str, float | None]  # loss term -> mean rows per sample
+    cost: StageCost | None = None  # None where it was not asked for, or the student is not here
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,17 @@ class Plan:
     student: ModelPlan
     teacher: ModelPlan | None
     stages: list[StagePlan]
+    machine: str | None = None  # where costs were measured
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Plan:
+def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str] = (), measure: bool = False) -> Plan:
     """Resolve a recipe.
+
+    Args:
+        measure: estimate memory, time and disk of every stage, too, which takes some seconds of this machine.
 
     Raises:
         RecipeError: the recipe is wrong.
@@ -78,10 +85,15 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     student, student_plan = _model(recipe.student, recipe.seed)
-    teacher_plan = None if recipe.teacher is None else _model(recipe.teacher, recipe.seed)[1]
+    teacher, teacher_plan = (None, None) if recipe.teacher is None else _model(recipe.teacher, recipe.seed)
     sources = {name: _source(name, spec) for name, spec in recipe.data.items()}
     stages = [_stage(recipe, stage, student, student_plan, sources) for stage in recipe.stages]
-    return Plan(recipe.name, student_plan, teacher_plan, stages)
+    machine: str | None = None
+    if measure and student is not None:
+        costs = cost.estimate(recipe, student, teacher, data=_data(recipe, student, sources))
+        stages = [replace(stage, cost=one) for stage, one in zip(stages, costs, strict=True)]
+        machine = cost.this_machine()
+    return Plan(recipe.name, student_plan, teacher_plan, stages, machine)
 
 
 def _model(spec: ModelSpec, seed: int) -> tuple[VLM | None, ModelPlan]:
@@ -101,6 +113,16 @@ def _model(spec: ModelSpec, seed: int) -> tuple[VLM | None, ModelPlan]:
         return None, ModelPlan(source, [], None, missing=str(error))
     counts = [PartCount(row.name, row.parameters) for row in parts.summary(vlm.model)]
     return vlm, ModelPlan(source, counts, sum(vlm.layout.visual))
+
+
+def _data(recipe: Recipe, student: VLM, sources: Mapping[str, Source | None]) -> dict[str, StageData]:
+    """Stage name -> its data, of the stages whose every file is here and can be read as tokens."""
+    found: dict[str, StageData] = {}
+    for stage in recipe.stages:
+        own = [source for name in stage.data if (source := sources[name]) is not None]
+        if len(own) == len(stage.data) and student.tokenizer is not None:
+            found[stage.name] = cost.stage_data(recipe, stage, student, own)
+    return found
 
 
 def _source(name: str, spec: SourceSpec) -> Source | None:

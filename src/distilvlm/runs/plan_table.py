@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from rich.console import Console
 from rich.table import Table
+
+from distilvlm.cost import StageCost, as_bytes, as_seconds
 
 from .plan import ModelPlan, PartCount, Plan
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print the models and one row per stage."""
+    """Print the models, one row per stage, and what each stage costs if that was asked for."""
     console.print(f"[bold]{plan.name}[/]")
     for role, model in (("student", plan.student), ("teacher", plan.teacher)):
         if model is not None:
@@ -32,6 +36,56 @@ def print_plan(plan: Plan, console: Console) -> None:
             "\n".join(terms),
         )
     console.print(table)
+    if plan.machine is not None:
+        _print_costs(plan, console)
+
+
+def _print_costs(plan: Plan, console: Console) -> None:
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", title=f"cost here: {plan.machine}", title_justify="left"
+    )
+    for column in ("stage", "peak memory", "of it", "per update", "of it", "in all", "on disk"):
+        table.add_column(column, justify="left" if column in ("stage", "of it") else "right")
+    costs = [stage.cost for stage in plan.stages if stage.cost is not None]
+    for cost in costs:
+        table.add_row(
+            cost.stage,
+            _known(cost.peak_memory_bytes, as_bytes),
+            _parts({name: size for name, size in cost.memory.items() if name != "own working"}, as_bytes),
+            _known(cost.seconds_per_update, as_seconds),
+            _parts(cost.time, as_seconds),
+            _known(cost.seconds, as_seconds),
+            _disk(cost),
+        )
+    console.print()
+    console.print(table)
+    for note, stages in _notes(costs).items():
+        console.print(f"{', '.join(stages)}: {note}", highlight=False, soft_wrap=True)
+
+
+def _disk(cost: StageCost) -> str:
+    kept = _known(cost.disk_bytes, as_bytes)
+    held = cost.disk.get("checkpoints", 0)
+    return f"{kept}\n+ {as_bytes(held)} while it runs" if held else kept
+
+
+def _parts(parts: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """The parts that matter, greatest first: those of at least a fiftieth of the whole."""
+    least = sum(parts.values()) / 50
+    ranked = sorted(parts.items(), key=lambda part: -part[1])
+    return "\n".join(f"{name} {show(value)}" for name, value in ranked if value > least)
+
+
+def _notes(costs: list[StageCost]) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for cost in costs:
+        for note in cost.notes:
+            notes.setdefault(note, []).append(cost.stage)
+    return notes
+
+
+def _known(value: float | None, show: Callable[[float], str]) -> str:
+    return "unknown" if value is None else show(value)
 
 
 def _model(model: ModelPlan) -> str:

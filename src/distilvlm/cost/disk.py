@@ -1,0 +1,74 @@
+"""Bytes that a stage leaves in the run's directory, and what it holds there while it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from distilvlm.losses.objective import Objective
+from distilvlm.models.vlm import VLM
+
+POSITION = 420
+"""`position.json` and `manifest.json` of a finished stage, about."""
+
+EXPORTED = 7_000
+"""Configuration files, processor, chat template and manifest of a finished student, about."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes under the run's directory. `kept` is what is still there when the stage, or the run, is finished."""
+
+    final: int  # what the stage trained
+    events: int
+    model: int  # the finished student, behind the last stage
+    checkpoints: int  # at most, while the stage runs
+
+    @property
+    def kept(self) -> int:
+        return self.final + self.events + self.model
+
+
+def of_stage(
+    vlm: VLM,
+    trained: Mapping[str, nn.Parameter],
+    objective: Objective,
+    updates: int | None,
+    checkpoint_every: int,
+    keep: int,
+    last: bool,
+) -> Disk:
+    """What a stage of `updates` updates writes; `vlm` may be without weights."""
+    final = safetensors_bytes(trained) + POSITION
+    states = safetensors_bytes(trained) + 2 * sum(4 * p.numel() for p in trained.values()) + 300 * len(trained) + 6_000
+    # The newest is written before the oldest is removed.
+    held = 0 if updates is None else min(keep + 1, (updates - 1) // checkpoint_every)
+    model = 0
+    if last:
+        rows = max(vlm.embedding_rows, vlm.image_id + 1)
+        added = (rows - vlm.embedding_rows) * vlm.model.get_input_embeddings().weight.shape[1] * 4  # pyright: ignore
+        tied = vlm.model.lm_head.weight is vlm.model.get_input_embeddings().weight
+        model = safetensors_bytes(dict(vlm.model.named_parameters())) + added * (1 if tied else 2) + EXPORTED
+        if vlm.tokenizer is not None:
+            model += len(vlm.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+    return Disk(final, (updates or 0) * _event_bytes(objective), model, held * states)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Size of a safetensors file of these tensors in fp32, to the byte: 8 of length, a JSON header, the data."""
+    header: dict[str, object] = {}
+    at = 0
+    for name in sorted(tensors):
+        end = at + 4 * tensors[name].numel()
+        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [at, end]}
+        at = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + at
+
+
+def _event_bytes(objective: Objective) -> int:
+    terms = [n for n in ("text", "response", "visual", "relation") if getattr(objective, n)]
+    return 212 + sum(len(name) + 25 for name in terms)

@@ -1,0 +1,322 @@
+"""What each stage of a recipe will take on this machine: peak memory, seconds per update, bytes on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilvlm.data import StageData, read
+from distilvlm.losses.objective import Objective
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe
+
+from . import disk, shapes, timing
+from .memory import Situation, count, parameter_bytes, phases
+from .meter import available_bytes, give_back, machine_bytes, resident_bytes
+from .scale import trained, undisturbed
+from .shapes import Shapes
+
+BUDGET = 10.0
+"""Seconds that an estimate of a whole recipe may time pieces for; counting memory comes on top."""
+
+IMPORTED = resident_bytes()
+"""Resident when this module was imported: Python, torch and transformers, before a model was built."""
+
+PAGES_AROUND = 192 * 1024
+"""Bytes that the kernel maps around a picture's kept features when they are read, as seen on Linux 6."""
+
+SLACK = 1.08
+"""What glibc's allocator adds to tensors that come and go, as seen in runs from 0.1 to 4 GB. CUDA's is not counted."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """A stage's cost; None where it cannot be known, with the reason in `notes`."""
+
+    stage: str
+    peak_memory_bytes: int | None
+    seconds_per_update: float | None
+    disk_bytes: int | None  # what the stage leaves in the run's directory; the last one with the finished student
+    memory: dict[str, int] = field(default_factory=dict)  # what the peak consists of
+    time: dict[str, float] = field(default_factory=dict)  # what an update of median size consists of
+    disk: dict[str, int] = field(default_factory=dict)  # 'checkpoints' are there only while the stage runs
+    updates: int | None = None
+    seconds: float | None = None  # the whole stage
+    fits: bool = True  # in the memory of this machine or card
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate(
+    recipe: Recipe,
+    student: VLM,
+    teacher: VLM | None,
+    *,
+    data: Mapping[str, StageData] | None = None,
+    device: torch.device | str | None = None,
+    world: int = 1,
+    budget: float = BUDGET,
+    measure: bool = True,
+    stages: Sequence[str] | None = None,
+) -> list[StageCost]:
+    """Estimate every stage without training, loading or drawing anything; models may be on the meta device.
+
+    Args:
+        recipe: what will be run.
+        student, teacher: only read. A missing teacher leaves the stages that need one without memory and time.
+        data: stage name -> its data, where that is at hand; otherwise read, or assumed where the files are not here.
+        device: where the run trains; default: the one it would choose.
+        world: processes that share every update.
+        budget: seconds to spend on timing; more pieces are extrapolated when it is small.
+        measure: False leaves time out.
+        stages: only these, by name; default: all.
+
+    Raises:
+        DataError, ValueError: as the run itself would, for data or parts that cannot be used.
+    """
+    place = torch.device(device) if device is not None else _default_device()
+    give_back()
+    base = max(IMPORTED, resident_bytes() - _here(student) - (0 if teacher is None else _here(teacher)))
+    chosen = [stage for stage in recipe.stages if stages is None or stage.name in stages]
+    costs: list[StageCost] = []
+    known: dict[str, StageCost] = {}
+    looked: dict[str, StageData | None] = {}
+    retained = 0
+    with undisturbed(place):
+        clock = timing.Clock(place, budget) if measure else None
+        for index, stage in enumerate(recipe.stages):
+            if stage not in chosen:
+                continue
+            # Stages that differ in their name and length only cost the same per update.
+            alike = repr((stage.train, stage.loss, stage.data, stage.order, stage.optim.batch, stage.max_length))
+            try:
+                one = _Stage(recipe, index, student, teacher, place, world, base)
+                one.look(data, looked)
+                one.share = budget / len(chosen)
+                cost = one.cost(clock, known.get(alike), retained)
+            except (NotImplementedError, torch.OutOfMemoryError) as error:
+                cost = StageCost(stage.name, None, None, None, notes=(f"not estimated: {error}",))
+            known.setdefault(alike, cost)
+            # What an earlier stage's tensors took stays with the process and is used again.
+            retained = max(retained, cost.memory.get("working", 0) if place.type == "cpu" else 0)
+            costs.append(cost)
+    return costs
+
+
+class _Stage:
+    """One stage, looked at from all sides."""
+
+    def __init__(
+        self, recipe: Recipe, index: int, student: VLM, teacher: VLM | None, device: torch.device, world: int, base: int
+    ) -> None:
+        self.recipe, self.index, self.spec = recipe, index, recipe.stages[index]
+        self.student, self.device, self.world, self.base = student, device, world, base
+        self.objective = Objective(**self.spec.loss.model_dump())
+        self.needs_teacher = self.spec.loss.needs_teacher
+        self.teacher = teacher if self.needs_teacher else None
+        self.members = trained(student.model, self.spec.train)
+        self.vision_trains = any(
+            name.startswith("model.vision_tower.") for part in self.members.values() for name in part
+        )
+        self.share = BUDGET
+        self.shapes: Shapes
+        self.data: StageData | None
+
+    def look(self, given: Mapping[str, StageData] | None, looked: dict[str, StageData | None]) -> None:
+        names = self.spec.data
+        if given is not None and self.spec.name in given:
+            self.data = given[self.spec.name]
+        else:
+            key = repr((names, self.spec.max_length))
+            if key not in looked:
+                here = all(Path(self.recipe.data[name].path).exists() for name in names)
+                looked[key] = None
+                if here and self.student.tokenizer is not None:
+                    sources = [read(self.recipe.data[name], name) for name in names]
+                    looked[key] = shapes.stage_data(self.recipe, self.spec, self.student, sources)
+            self.data = looked[key]
+        rows = [self.recipe.data[name].rows for name in names]
+        samples = None if None in rows else sum(row for row in rows if row is not None)
+        self.shapes = shapes.of_stage(
+            self.recipe, self.index, self.objective, self.student, self.data, samples, self.world
+        )
+
+    def cost(self, clock: timing.Clock | None, same: StageCost | None, retained: int) -> StageCost:
+        spec, recipe = self.spec, self.recipe
+        flat = {name: parameter for part in self.members.values() for name, parameter in part.items()}
+        written = disk.of_stage(
+            self.student,
+            flat,
+            self.objective,
+            self.shapes.total,
+            recipe.machine.checkpoint_every,
+            recipe.machine.keep,
+            last=self.index == len(recipe.stages) - 1,
+        )
+        bytes_on_disk = {"trained": written.final, "events": written.events, "checkpoints": written.checkpoints}
+        if written.model:
+            bytes_on_disk["finished student"] = written.model
+        notes = [] if self.shapes.assumed is None else [self.shapes.assumed]
+        if self.needs_teacher and self.teacher is None:
+            notes.append("memory and time need the teacher, which is not here yet")
+            return StageCost(
+                spec.name, None, None, written.kept, disk=bytes_on_disk, updates=self.shapes.total, notes=tuple(notes)
+            )
+        parts = self._memory(None if same is None else same.memory.get("own working"), retained)
+        peak = sum(size for name, size in parts.items() if name != "own working")
+        limit = machine_bytes(self.device)
+        fits = limit is None or peak <= limit
+        if not fits and limit is not None:
+            notes.append(f"needs {peak / 1e9:.1f} GB, this machine has {limit / 1e9:.1f}")
+        seconds = total = None
+        pieces: dict[str, float] = {}
+        if clock is not None:
+            if same is not None and same.time:
+                pieces, seconds = same.time, same.seconds_per_update
+                mean = (same.seconds or 0.0) / max(1, same.updates or 1)
+                total = mean * self.shapes.total if self.shapes.total and same.seconds else None
+            elif reason := self._too_large():
+                notes.append(reason)
+            else:
+                pieces, seconds, mean, how = self._time(clock)
+                total = None if self.shapes.total is None else mean * self.shapes.total
+                notes.append(how)
+        return StageCost(
+            stage=spec.name,
+            peak_memory_bytes=peak,
+            seconds_per_update=seconds,
+            disk_bytes=written.kept,
+            memory=parts,
+            time=pieces,
+            disk=bytes_on_disk,
+            updates=self.shapes.total,
+            seconds=total,
+            fits=fits,
+            notes=tuple(notes),
+        )
+
+    def _situation(self, largest: bool) -> Situation:
+        precision = self.recipe.machine.precision
+        teacher_spec = self.recipe.teacher
+        half = teacher_spec is not None and teacher_spec.precision == "bf16"
+        return Situation(
+            student=self.student,
+            teacher=self.teacher,
+            teacher_dtype=torch.bfloat16 if half else torch.float32,
+            trains=tuple(self.spec.train),
+            objective=self.objective,
+            batch=self.shapes.largest if largest else self.shapes.typical,
+            computes_vision=self.recipe.pictures.features is None,
+            vision_trains=self.vision_trains,
+            accumulates=len(self.shapes.updates[0]) > 1,
+            autocast=torch.bfloat16 if precision == "bf16" else None,
+            checkpointing=self.recipe.machine.gradient_checkpointing,
+        )
+
+    def _memory(self, working: int | None, retained: int) -> dict[str, int]:
+        situation = self._situation(largest=True)
+        gradients = 4 * count(self.members)
+        if working is None:
+            working = max(0, max(phases(situation).values()) - gradients)
+        student = parameter_bytes(self.student.model, torch.float32)
+        teacher = 0
+        if self.teacher is not None:
+            teacher = parameter_bytes(self.teacher.model, situation.teacher_dtype)
+            if _shares_vision(self.recipe, self.student, self.teacher):
+                teacher -= parameter_bytes(self.teacher.model.model.vision_tower, situation.teacher_dtype)
+        parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
+        parts |= {"gradients": gradients, "optimiser": 2 * gradients}
+        parts["own working"] = working
+        parts["working"] = max(round(working * (SLACK if self.device.type == "cpu" else 1)), retained)
+        parts["data"] = self._data_bytes(situation)
+        return parts
+
+    def _data_bytes(self, situation: Situation) -> int:
+        """Pictures or features of an update, all of which are read before its first micro-batch; and the pages of the
+        feature store that stay mapped."""
+        features = situation.batch.features
+        if features is None:
+            return 0
+        micro_batches = len(self.shapes.updates[0])
+        held = features.numel() * 4
+        if not situation.computes_vision:
+            if self.device.type != "cpu":
+                return held
+            one = features[0].numel() * 4
+            pictures = self.shapes.pictures or 0
+            return held * (micro_batches + 1) + min(pictures * (one + PAGES_AROUND), self._store_bytes(one))
+        canvases = features.shape[0] * 3 * self.student.layout.size**2
+        return held + canvases * (1 if self.device.type != "cpu" else micro_batches + 1)
+
+    def _store_bytes(self, one: int) -> int:
+        """Size of the feature store: as it is, or when it holds this stage's pictures."""
+        place = Path(self.recipe.pictures.features or "") / "shards"
+        there = sum(file.stat().st_size for file in place.glob("*.safetensors"))
+        return max(there, one * (self.shapes.pictures or 0))
+
+    def _too_large(self) -> str | None:
+        """Why pieces of this stage cannot be timed here."""
+        scale = 16 * self.student.model.lm_head.weight.numel()
+        if self.teacher is not None:
+            scale += 8 * self.teacher.model.lm_head.weight.numel()
+        free = available_bytes() if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+        if free is not None and scale > 0.8 * free:
+            return f"time is not measured: two layers and the vocabulary need {scale / 1e9:.0f} GB, which are not free"
+        return None
+
+    def _time(self, clock: timing.Clock) -> tuple[dict[str, float], float, float, str]:
+        found = timing.seconds(self._situation(largest=False), self.spec.optim, clock, self.share)
+        per_update = [found.update(update) for update in self.shapes.updates]
+        reading = self._reading(clock)
+        mean, median = (value + reading for value in shapes.mean_and_median(per_update))
+        # The pieces of an update of median size: bodies and head in the proportion of the typical micro-batch.
+        pieces = {"vision": found.vision, "teacher": found.teacher, "student": found.student, "loss head": found.head}
+        scale = (median - reading - found.optimiser) / max(1e-12, sum(pieces.values()))
+        pieces = {name: value * scale for name, value in pieces.items()}
+        pieces |= {"optimiser": found.optimiser, "data": reading}
+        return pieces, median, mean, found.measured
+
+    def _reading(self, clock: timing.Clock) -> float:
+        """Seconds to encode an update's samples; loader processes do it while the device computes."""
+        if self.data is None or self.recipe.machine.workers:
+            return 0.0
+        data, own = self.data, -(-self.spec.optim.batch // self.world)
+        indices = list(range(min(len(data), own, 16)))
+
+        def read() -> None:
+            for index in indices:
+                data.encoded(index)
+
+        return clock.time(read, 0.05) * own / len(indices)
+
+
+def this_machine(device: torch.device | str | None = None) -> str:
+    """Where costs are measured, for people: "cpu, 2 threads, 24.7 GB"."""
+    place = torch.device(device) if device is not None else _default_device()
+    memory = machine_bytes(place)
+    threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
+    return f"{place.type}{threads}" + ("" if memory is None else f", {memory / 1e9:.1f} GB")
+
+
+def _default_device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
+
+
+def _here(vlm: VLM) -> int:
+    """Bytes of the weights that are in this process's memory."""
+    tensors = {id(p): p for p in vlm.model.parameters()}
+    return sum(p.numel() * p.element_size() for p in tensors.values() if p.device.type == "cpu")
+
+
+def _shares_vision(recipe: Recipe, student: VLM, teacher: VLM) -> bool:
+    """Whether the student's tower will serve the teacher, as far as can be told without hashing weights."""
+    trains = any(name.partition(".")[0] == "vision" for stage in recipe.stages for name in stage.train)
+    towers = [vlm.model.model.vision_tower.config.to_diff_dict() for vlm in (student, teacher)]
+    return not trains and student.layout == teacher.layout and towers[0] == towers[1]

@@ -1,0 +1,95 @@
+"""A model's scale model: one or two blocks of each kind at full width, of real tensors or of ones without memory.
+
+A layer always fits, so what a whole model costs can be found on a machine that cannot hold it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from distilvlm.models import parts
+from distilvlm.models.language import cut_config
+from distilvlm.models.vlm import VLM
+
+Make = Callable[[Tensor], Tensor]
+"""A tensor of the meta device -> one of its shape and dtype."""
+
+
+def depth(vlm: VLM) -> tuple[int, int]:
+    """Blocks of the language model and of the vision tower (all of them run, the unread ones too)."""
+    config = vlm.model.config
+    return config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers  # pyright: ignore
+
+
+def scale_model(vlm: VLM, language: int, vision: int, make: Make, dtype: torch.dtype = torch.float32) -> VLM:
+    """A Llava like `vlm` of so many blocks, whose every tensor was made by `make`; `vlm` is only read.
+
+    Nothing is drawn or loaded: values are the maker's. Tied weights stay one tensor.
+    """
+    config = copy.deepcopy(vlm.model.config)
+    config.text_config = cut_config(config.text_config, range(language))  # pyright: ignore
+    config.vision_config.num_hidden_layers = vision  # pyright: ignore
+    config.vision_feature_layer = -1
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = LlavaForConditionalGeneration(config)
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(make(parameter.detach().to(dtype)))
+                module._parameters[name] = made[id(parameter)]  # pyright: ignore
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = make(buffer)
+    return VLM(model.eval(), vlm.tokenizer, replace(vlm.layout, layer=-1), vlm.image_id)
+
+
+def filled(device: torch.device) -> Make:
+    """A maker of real tensors with small values that no generator draws: time does not depend on them."""
+    pattern = torch.sin(torch.arange(65_536, dtype=torch.float32)).mul_(0.02)
+
+    def make(like: Tensor) -> Tensor:
+        if not like.is_floating_point():  # position ids
+            return torch.arange(like.shape[-1], device=device).to(like.dtype).expand(like.shape).clone()
+        repeats = -(-like.numel() // pattern.numel())
+        flat = pattern.to(like.dtype).repeat(repeats)[: like.numel()]
+        return flat.view(like.shape).to(device)
+
+    return make
+
+
+def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
+    """Part -> name -> parameter of what a stage trains, each under its closest name; changes nothing and logs nothing.
+
+    Raises ValueError for an unknown or empty part.
+    """
+    unread = {row.name for row in parts.summary(model)} & {"vision.unread"}
+    never = parts.parameters_of(model, "vision.unread") if unread else {}
+    owner: dict[str, str] = {}
+    for part in sorted(names, key=len):
+        owner |= dict.fromkeys(parts.parameters_of(model, part).keys() - never.keys(), part)
+    everything = dict(model.named_parameters())
+    return {part: {n: everything[n] for n in everything if owner.get(n) == part} for part in names}
+
+
+def train_only(model: LlavaForConditionalGeneration, members: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    model.requires_grad_(False)
+    for parameters in members.values():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Inside, gradients are on and may be made; outside, the random generators are as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -1,0 +1,183 @@
+"""What a stage's micro-batches look like: encoded rows in the stage's own order, without decoding a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from distilvlm.data import Batch, Order, Source, StageData
+from distilvlm.data.batch import IGNORED, SampleKey
+from distilvlm.data.collate import collate
+from distilvlm.data.dataset import Sample
+from distilvlm.data.problems import RowError
+from distilvlm.data.sampler import shares
+from distilvlm.data.template import SAFE_ID
+from distilvlm.losses.objective import Objective
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe, StageSpec
+
+ENCODED = 256
+"""Samples that are encoded to learn the mean length of a stage's rows."""
+
+LOOKED_AT = 2_000
+"""Updates whose words are counted to find the largest micro-batch; no tokens are made for it."""
+
+ASSUMED = {"plain": (8, 24), "chat": (64, 64), "vicuna": (96, 160)}
+"""Text positions of a sample, read and learned, where the data is not here: about LLaVA's captions and instructions."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Micro-batches of a stage, of this process."""
+
+    updates: list[
+        list[tuple[int, int]]
+    ]  # sampled updates -> [(positions with padding, rows of the loss head) of each micro-batch]
+    typical: Batch  # a micro-batch of median size
+    largest: Batch
+    pictures: int | None  # distinct pictures that the stage reads, for kept features
+    total: int | None  # updates of the stage
+    assumed: str | None = None  # what stands in for data that is not here
+
+
+def of_stage(
+    recipe: Recipe,
+    index: int,
+    objective: Objective,
+    student: VLM,
+    data: StageData | None,
+    samples: int | None,
+    world: int,
+) -> Shapes:
+    """The shapes of stage `index`.
+
+    Args:
+        data: the stage's data; None where it is not here: shapes are then assumed.
+        samples: rows that the recipe says the missing data has.
+        world: processes that share an update.
+
+    Raises:
+        DataError: none of the rows that were looked at can be used.
+    """
+    stage, micro_batch = recipe.stages[index], recipe.machine.micro_batch
+
+    def size(batch: Batch) -> tuple[int, int]:
+        rows = objective.rows(batch.response_rows, batch.visual_rows)
+        return batch.samples * batch.length, rows.numel()
+
+    width = student.model.config.vision_config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+    if data is None:
+        kinds = [ASSUMED[recipe.data[name].template] for name in stage.data]
+        sample = _assumed(student, width, *max(kinds, key=sum), stage.max_length)
+        own = -(-stage.optim.batch // world)
+        batch = collate([sample] * min(micro_batch, own))
+        updates = stage.optim.updates
+        if updates is None and samples is not None:
+            updates = Order(samples, stage.optim.batch, 0, "").total_updates(stage.optim.epochs)
+        text = len(sample.input_ids) - student.layout.placeholders
+        counts = [size(batch)] * (own // batch.samples)
+        assumed = f"its data is not here: every row is taken for one picture and {text} positions of text"
+        return Shapes([counts], batch, batch, None, updates, assumed)
+
+    order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
+    total = order.total_updates(stage.optim.epochs, stage.optim.updates)
+    count = min(total, max(2, min(16, ENCODED // stage.optim.batch)))
+    numbers = sorted({int(number) for number in np.linspace(0, total - 1, count)})
+    made: list[list[Batch]] = []
+    for number in numbers:
+        groups = shares([at for _, at in order.update(number)], world, micro_batch)[0]
+        made.append([collate([_sample(data, student, width, at) for at in group]) for group in groups])
+    batches = sorted((batch for update in made for batch in update), key=size)
+    group = _largest_group(data, order, total, world, micro_batch)
+    largest = max([collate([_sample(data, student, width, at) for at in group]), batches[-1]], key=size)
+    return Shapes(
+        updates=[[size(batch) for batch in update] for update in made],
+        typical=batches[len(batches) // 2],
+        largest=largest,
+        pictures=_distinct_pictures(data, order, total),
+        total=total,
+    )
+
+
+def stage_data(recipe: Recipe, stage: StageSpec, student: VLM, sources: Sequence[Source]) -> StageData:
+    """The data of a stage, for its shapes only: it reads no picture."""
+    layout = student.layout
+    return StageData(
+        sources,
+        student.tokenizer,
+        placeholders=layout.placeholders,
+        visual=layout.visual,
+        pictures=recipe.pictures,
+        size=layout.size,
+        max_length=stage.max_length,
+        seed=recipe.seed,
+    )
+
+
+def mean_and_median(per_update: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(per_update), statistics.median(per_update)
+
+
+def _sample(data: StageData, student: VLM, width: int, index: int) -> Sample:
+    record = data.record(index)
+    try:
+        encoded = data.encoded(index)
+    except RowError:  # the run's own check names it; a stand-in of one token is what quarantine makes of it
+        return _stand_in(record.key, data.placeholders)
+    pictures = len(record.images)
+    return Sample(
+        key=record.key,
+        input_ids=encoded.input_ids,
+        labels=encoded.labels,
+        placeholder_positions=encoded.placeholder_positions,
+        visual_positions=encoded.placeholder_positions[data.visual.repeat(pictures)],
+        placeholders=data.placeholders,
+        features=torch.zeros(pictures, data.placeholders, width) if pictures else None,
+    )
+
+
+def _stand_in(key: SampleKey, placeholders: int) -> Sample:
+    none = torch.zeros(0, dtype=torch.int64)
+    return Sample(key, torch.tensor([SAFE_ID]), torch.tensor([IGNORED]), none, none, placeholders, weight=0.0)
+
+
+def _assumed(student: VLM, width: int, read: int, learned: int, max_length: int) -> Sample:
+    layout = student.layout
+    length = min(layout.placeholders + read + learned, max_length)
+    labels = torch.full((length,), IGNORED)
+    labels[-learned:] = SAFE_ID
+    places = torch.arange(layout.placeholders)
+    return Sample(
+        key=SampleKey("assumed", "assumed", 0),
+        input_ids=torch.full((length,), SAFE_ID),
+        labels=labels,
+        placeholder_positions=places,
+        visual_positions=places[torch.tensor(layout.visual)],
+        placeholders=layout.placeholders,
+        features=torch.zeros(1, layout.placeholders, width),
+    )
+
+
+def _largest_group(data: StageData, order: Order, total: int, world: int, micro_batch: int) -> list[int]:
+    """The samples of the micro-batch with the most words and visual tokens, of the updates looked at."""
+    lengths = data.lengths
+    groups = (
+        group
+        for number in {int(n) for n in np.linspace(0, total - 1, min(total, LOOKED_AT))}
+        for group in shares([at for _, at in order.update(number)], world, micro_batch)[0]
+    )
+    return max(groups, key=lambda group: (len(group) * int(lengths[group].max()), group))
+
+
+def _distinct_pictures(data: StageData, order: Order, total: int) -> int:
+    if total >= order.updates_per_epoch:
+        seen: Sequence[int] = range(len(data))
+    else:
+        seen = [index for number in range(total) for _, index in order.update(number)]
+    looked_at = seen[:20_000]
+    distinct = len({path for index in looked_at for path in data.record(index).images})
+    return round(distinct * len(seen) / max(1, len(looked_at)))

@@ -1,0 +1,125 @@
+"""One micro-batch as a run makes it, in pieces that can be watched or timed apart.
+
+The pieces call what `train.Task`, `train.Loop` and `teachers.LocalTeacher` call, in their order and under the same
+autocast, but no accelerator, and they read no value off a tensor, so that they run on tensors without memory, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distilvlm.data import Batch
+from distilvlm.losses import gram
+from distilvlm.losses.objective import Objective
+from distilvlm.models import forward
+from distilvlm.models.vlm import VLM
+
+
+@dataclass
+class Step:
+    """A student, perhaps its teacher, and a micro-batch.
+
+    Args:
+        student: its `requires_grad` chosen; in training mode where the run has it so.
+        teacher: None for a stage of text loss only.
+        objective: the stage's loss terms.
+        batch: with `features` in place of pictures, unless the tower trains.
+        autocast: dtype that products run in, or None.
+    """
+
+    student: VLM
+    teacher: VLM | None
+    objective: Objective
+    batch: Batch
+    autocast: torch.dtype | None
+    device: torch.device
+    teacher_features: Tensor | None = None  # where the student's own are made with a graph
+
+    def __post_init__(self) -> None:
+        self.rows = self.objective.rows(self.batch.response_rows, self.batch.visual_rows)
+
+    def cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+    def grams(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gram matrices of the frozen heads, student's and teacher's, as `Task` keeps them."""
+        if self.teacher is None or not self.objective.relation:
+            return None, None
+        student, teacher = forward.head_weight(self.student.model), forward.head_weight(self.teacher.model)
+        common = min(student.shape[0], teacher.shape[0])
+        with torch.no_grad():
+            return None if student.requires_grad else gram(student[:common]), gram(teacher[:common])
+
+    def vision(self, pictures: Tensor) -> Tensor:
+        with torch.no_grad(), self.cast():
+            return forward.vision_features(self.student.model, self.student.layout, pictures)
+
+    def targets(self) -> Tensor | None:
+        """The teacher's hidden states of the rows, [rows, d_teacher]."""
+        if self.teacher is None:
+            return None
+        features = self.batch.features if self.teacher_features is None else self.teacher_features
+        with torch.no_grad(), self.cast():
+            hidden = forward.hidden_states(self.teacher.model, self.teacher.layout, self.batch, features)
+            return hidden.flatten(0, 1)[self.rows]
+
+    def hidden(self) -> Tensor:
+        """The student's hidden states of all positions, [samples, length, d]; within `cast()`."""
+        features, pictures = self.batch.features, self.batch.pictures
+        if features is None and pictures is not None:  # the tower trains
+            features = forward.vision_features(self.student.model, self.student.layout, pictures)
+        return forward.hidden_states(self.student.model, self.student.layout, self.batch, features)
+
+    def loss(
+        self, hidden: Tensor, head: Tensor, targets: Tensor | None, grams: tuple[Tensor | None, Tensor | None]
+    ) -> Tensor:
+        """The objective of hidden states of the rows, [rows, d]; within `cast()`."""
+        batch = self.batch
+        return self.objective(
+            student_hidden=hidden,
+            student_head=head,
+            teacher_hidden=targets,
+            teacher_head=None if self.teacher is None else forward.head_weight(self.teacher.model),
+            rows=self.rows,
+            length=batch.length,
+            response_rows=batch.response_rows,
+            response_targets=batch.response_targets,
+            visual_rows=batch.visual_rows,
+            sample_weights=batch.weights,
+            samples_in_update=batch.samples,
+            student_gram=grams[0],
+            teacher_gram=grams[1],
+        ).loss
+
+    def run(self, grams: tuple[Tensor | None, Tensor | None], mark: Callable[[str], None]) -> None:
+        """A whole micro-batch; `mark` is told the name of each phase before it begins."""
+        mark("teacher")
+        targets = self.targets()
+        mark("forward")
+        with self.cast():
+            hidden = self.hidden()
+            head = forward.head_weight(self.student.model)
+            loss = self.loss(hidden.flatten(0, 1)[self.rows], head, targets, grams)
+            del hidden
+            if not self.batch.has_pictures:
+                loss = loss + forward.idle_projector(self.student.model)
+        mark("backward")
+        loss.backward()
+
+
+def cut_rows(batch: Batch, share: float) -> Batch:
+    """The same positions with fewer of them in the loss: the first `share` of each row set, at least one row."""
+
+    def first(rows: Tensor) -> Tensor:
+        return rows[: max(1, round(rows.numel() * share))]
+
+    return replace(
+        batch,
+        response_rows=first(batch.response_rows),
+        response_targets=first(batch.response_targets),
+        visual_rows=first(batch.visual_rows),
+    )
