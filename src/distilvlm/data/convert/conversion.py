@@ -259,7 +259,7 @@ def _listing(bad: Sequence[Fault]) -> str:
     if len(bad) > SHOWN:
         lines.append(f"  ... and {len(bad) - SHOWN} more")
     count = "1 row can't" if len(bad) == 1 else f"{len(bad)} rows can't"
-    advice = "Mend them, or take on_bad_row quarantine (--on-bad-row quarantine): leaves them out and lists them in a file."
+    advice = "Mend them, or leave them out and list them in a file: on_bad_row quarantine (--on-bad-row quarantine)."
     return "\n".join([f"{count} be converted:", *lines, advice])
 
 

@@ -1,0 +1,151 @@
+"""What is in a data source: turns, answers, pictures, and what two sources share. Needs no tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distilvlm.data import geometry
+from distilvlm.data.batch import BadRow
+from distilvlm.data.readers import Source
+from distilvlm.data.records import PICTURE
+
+COMMON = 10
+"""Most common answers that are told."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A distribution of whole numbers."""
+
+    mean: float
+    median: int
+    ninetieth: int  # nine tenths are at most this
+    longest: int
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Spread:
+        if not len(values):
+            return cls(0.0, 0, 0, 0)
+        at = np.quantile(values, (0.5, 0.9, 1), method="inverted_cdf")
+        return cls(float(np.mean(values)), *(int(value) for value in at))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counts over the rows of a source that its reader could use."""
+
+    rows: int
+    bad: int
+    with_pictures: int
+    pictures: int  # different files
+    words: Spread  # of a row, all turns
+    answers: int
+    different_questions: int
+    different_answers: int
+    answers_per_row: dict[int, int]  # answers → rows
+    answer_words: Spread
+    common: tuple[tuple[str, int], ...]  # answer → times: the first is what always guessing the same would get right
+
+    @property
+    def majority(self) -> float:
+        """Share of the most common answer: a model that never looks is right so often."""
+        return self.common[0][1] / self.answers if self.answers else 0.0
+
+
+def describe(source: Source) -> Statistics:
+    """Count a source. Answers are the same if they are but for case and space at their ends."""
+    rows = shown = 0
+    pictures: set[str] = set()
+    words: list[int] = []
+    answer_words: list[int] = []
+    questions: set[str] = set()
+    answers: Counter[str] = Counter()
+    written: dict[str, str] = {}
+    per_row: Counter[int] = Counter()
+    for record in source.records:
+        rows += 1
+        shown += bool(record.images)
+        pictures.update(record.images)
+        texts = [(turn.role, turn.text.replace(PICTURE, " ").strip()) for turn in record.turns]
+        words.append(sum(len(text.split()) for _, text in texts))
+        questions.update(text for role, text in texts if role == "user")
+        per_row[len(record.answers)] += 1
+        for answer in record.answers:
+            same = answer.strip().casefold()
+            written.setdefault(same, answer.strip())
+            answers[same] += 1
+            answer_words.append(len(answer.split()))
+    return Statistics(
+        rows=rows,
+        bad=len(source.bad),
+        with_pictures=shown,
+        pictures=len(pictures),
+        words=Spread.of(words),
+        answers=len(answer_words),
+        different_questions=len(questions),
+        different_answers=len(answers),
+        answers_per_row=dict(sorted(per_row.items())),
+        answer_words=Spread.of(answer_words),
+        common=tuple((written[answer], count) for answer, count in answers.most_common(COMMON)),
+    )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Pictures that two sources both show."""
+
+    pictures: int  # of the second source
+    rows: int  # of the second source that show one of them
+    examples: tuple[tuple[str, str], ...]  # files of the first and the second source
+
+
+def shared(first: Source, second: Source, content: bool = False) -> Shared:
+    """Pictures of `second` that `first` shows, too: the same file, or with `content` any file of the same bytes.
+
+    Raises:
+        OSError: a picture can't be read (with `content`).
+    """
+    key = _content if content else os.path.realpath
+    there = _by_key(first, key)
+    here = _by_key(second, key)
+    both = [same for same in here if same in there]
+    files = {name for same in both for name in here[same]}
+    rows = sum(any(name in files for name in record.images) for record in second.records)
+    return Shared(len(files), rows, tuple((there[same][0], here[same][0]) for same in both[:COMMON]))
+
+
+def unreadable(source: Source, decoded: bool = False) -> list[BadRow]:
+    """Rows whose picture can't be read: its header or, with `decoded`, all of it."""
+    problems: dict[str, str | None] = {}
+    bad: list[BadRow] = []
+    for record in source.records:
+        for name in record.images:
+            if name not in problems:
+                problems[name] = geometry.problem(name, decoded)
+            if (problem := problems[name]) is not None:
+                bad.append(BadRow(record.key, "image", problem))
+                break
+    return bad
+
+
+def _by_key(source: Source, key: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in _different(name for record in source.records for name in record.images):
+        found.setdefault(key(name), []).append(name)
+    return found
+
+
+def _different(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _content(name: str) -> str:
+    with Path(name).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

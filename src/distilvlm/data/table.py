@@ -1,0 +1,92 @@
+"""Counts of data sources as tables for a terminal: a column per source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from distilvlm.data.report import DataReport
+from distilvlm.data.statistics import Shared, Spread, Statistics
+
+
+def report_table(stage: str, report: DataReport) -> Table:
+    """What a stage trains on, in positions (tokens of text and of pictures)."""
+    table = Table(title=f"stage '{stage}'", title_justify="left")
+    table.add_column("")
+    for name in report.sources:
+        table.add_column(name, justify="right")
+    sources = report.sources.values()
+    lines = {
+        "samples": [f"{source.samples:,}" for source in sources],
+        "weight": [f"{source.weight:g}" for source in sources],
+        "share of an epoch": [f"{report.share(name):.1%}" for name in report.sources],
+        "with pictures": [f"{source.with_pictures:,}" for source in sources],
+        "positions: mean": [f"{source.mean:.1f}" for source in sources],
+        "  half at most": [f"{source.median:,}" for source in sources],
+        "  90% at most": [f"{source.ninetieth:,}" for source in sources],
+        "  99% at most": [f"{source.ninety_ninth:,}" for source in sources],
+        "  longest": [f"{source.longest:,}" for source in sources],
+        "tokens to learn, mean": [f"{source.learned / max(1, source.samples):.1f}" for source in sources],
+        "cut at the end": [f"{source.cut:,}" for source in sources],
+        "typed <image> neutralised": [f"{source.neutralised:,}" for source in sources],
+        "missing markers added": [f"{source.markers_added:,}" for source in sources],
+        "leading answers left out": [f"{source.answers_dropped:,}" for source in sources],
+        "rows that can't be used": [f"{source.bad:,}" for source in sources],
+    }
+    for label, values in lines.items():
+        table.add_row(label, *values)
+    return table
+
+
+def statistics_table(found: Mapping[str, Statistics]) -> Table:
+    """What is written in the sources, in words."""
+    table = Table(title="sources", title_justify="left")
+    table.add_column("")
+    for name in found:
+        table.add_column(name, justify="right")
+    every = found.values()
+    lines = {
+        "rows": [f"{one.rows:,}" for one in every],
+        "rows that can't be used": [f"{one.bad:,}" for one in every],
+        "with pictures": [f"{one.with_pictures:,}" for one in every],
+        "different pictures": [f"{one.pictures:,}" for one in every],
+        "different questions": [f"{one.different_questions:,}" for one in every],
+        "answers": [f"{one.answers:,}" for one in every],
+        "different answers": [f"{one.different_answers:,}" for one in every],
+        "answers per row": [_turns(one.answers_per_row) for one in every],
+        "words of a row: mean, 90%, longest": [_spread(one.words) for one in every],
+        "words of an answer: same": [_spread(one.answer_words) for one in every],
+        "always the same answer": [f"{one.majority:.1%}" for one in every],
+    }
+    for label, values in lines.items():
+        table.add_row(label, *values)
+    return table
+
+
+def common_answers(name: str, found: Statistics) -> str:
+    """One line with the most common answers."""
+    told = ", ".join(f"{_short(answer)!r} {count / found.answers:.1%}" for answer, count in found.common)
+    return f"{name}: most common answers: {told or 'none'}"
+
+
+def shared_pictures(first: str, second: str, found: Shared) -> str:
+    """One line on the pictures that two sources both show."""
+    if not found.pictures:
+        return f"no picture of '{second}' is in '{first}'"
+    one, other = found.examples[0]
+    return f"{found.pictures} pictures of '{second}' ({found.rows} rows) are in '{first}', too: {other} is {one}"
+
+
+def _turns(per_row: Mapping[int, int]) -> str:
+    if len(per_row) <= 3:
+        return ", ".join(f"{answers}: {rows:,}" for answers, rows in per_row.items())
+    return f"{min(per_row)} to {max(per_row)}"
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.mean:.1f}, {spread.ninetieth}, {spread.longest}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"
