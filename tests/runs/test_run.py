@@ -179,6 +179,7 @@ def test_a_non_finite_term_stops_the_run_and_keeps_the_batch(
         return hidden * float("nan") if len(calls) == 4 else hidden
 
     monkeypatch.setattr(forward, "hidden_states", poisoned)
+    monkeypatch.setattr("distilvlm.runs.execute.consult", lambda *_: None)  # the doctor's own steps are not counted
     with pytest.raises(NonFiniteError, match=r"loss term text .* update 2"):
         distilvlm.run(recipe, directory=tmp_path / "run")
     (kept,) = (tmp_path / "run" / "failures").iterdir()
@@ -196,7 +197,32 @@ def test_text_only_batches_do_not_run_the_tower(recipe: Path, tmp_path: Path, mo
         raise AssertionError("the vision tower ran")
 
     monkeypatch.setattr(forward, "vision_features", must_not_run)
+    distilvlm.run(recipe, ["stages.sft.train=[language]"], tmp_path / "run")
+
+
+def test_the_doctor_stops_a_run_in_which_a_part_can_not_learn(recipe: Path, tmp_path: Path) -> None:
+    data = json.loads((tmp_path / "questions.json").read_text())
+    (tmp_path / "questions.json").write_text(json.dumps([row for row in data if "image" not in row]))
+    with pytest.raises(RunError, match=r"no loss term gives projector a gradient(.|\n)*→ add rows with pictures"):
+        distilvlm.run(recipe, directory=tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()
+    distilvlm.run(recipe, ["stages.sft.train=[language]"], tmp_path / "other")
+    found = json.loads((tmp_path / "other" / "doctor.json").read_text())["findings"]
+    assert {finding["level"] for finding in found} <= {"ok", "warning"} and len(found) > 10
+
+
+def test_a_run_says_what_made_it(recipe: Path, tmp_path: Path) -> None:
     distilvlm.run(recipe, directory=tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "about.json").read_text())
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["machine"]["cores"] >= 1 and about["machine"]["memory_bytes"] > 2**28
+    assert about["processes"] == 1 and len(about["commands"]) == 1
+    assert about["started"] <= about["finished"]
+    stage = json.loads((tmp_path / "run" / "stages" / "00-sft" / "about.json").read_text())
+    assert stage["trains"]["projector"] == {"parameters": 16 * 16 + 16 + 16 * 16 + 16, "dtype": "float32"}
+    assert stage["data"]["questions"]["samples"] == 10
+    distilvlm.run(recipe, directory=tmp_path / "run")  # nothing is left to do
+    assert json.loads((tmp_path / "run" / "about.json").read_text()) == about
 
 
 def test_a_missing_picture_stops_before_the_first_step(recipe: Path, tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from distilvlm.data import DataReport
 from distilvlm.models.files import write_whole
+from distilvlm.recipe import StageSpec
 
 PACKAGES = ("distilvlm", "torch", "transformers", "accelerate")
 
@@ -73,6 +77,27 @@ def end(file: Path) -> None:
     content = json.loads(file.read_text()) if file.exists() else {}  # a run of a version that kept no record
     if content and content["finished"] is None:
         _write(file, content | {"finished": now()})
+
+
+def stage(
+    file: Path, spec: StageSpec, trains: Mapping[str, Mapping[str, nn.Parameter]], report: DataReport, updates: int
+) -> None:
+    """Record what a stage trains (part -> its parameters), on what, for how many updates, against what."""
+    content = {
+        "stage": spec.name,
+        "transform": [transform.model_dump() for transform in spec.transform],
+        "trains": {
+            part: {
+                "parameters": sum(parameter.numel() for parameter in members.values()),
+                "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in members.values()})),
+            }
+            for part, members in trains.items()
+        },
+        "data": report.as_json()["sources"],
+        "updates": updates,
+        "terms": spec.loss.model_dump(),
+    }
+    _write(file, content)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from distilvlm.teachers import LocalTeacher, TeacherError
 
 from . import about
 from .console import CONSOLE, reporter
+from .consultation import consult
 from .directory import RunDirectory, RunError
 from .material import check
 from .stage import StageRun
@@ -88,12 +89,16 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     console = reporter(CONSOLE if accelerator.is_main_process else None)
     stages = [StageRun(recipe, i, student, place, accelerator, console) for i in range(len(recipe.stages))]
     left = [run_of_stage for run_of_stage in stages if not run_of_stage.finished]
-    for run_of_stage in left:
-        check(recipe, run_of_stage.stage, student.vlm, place, accelerator)
+    material = {one.stage.name: check(recipe, one.stage, student.vlm, place, accelerator) for one in left}
     teacher: LocalTeacher | None = None
     if any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.
         teacher = _teacher(recipe, student.vlm, accelerator)
+    student.vlm.to(accelerator.device)
+    if accelerator.is_main_process:
+        consult(recipe, student.vlm, teacher, material, place)
+    accelerator.wait_for_everyone()
+    del material  # each stage reads its data again, with features: what all of them hold at once may be a lot
     with _same_bits_on_cuda(accelerator):
         for run_of_stage in stages:
             if run_of_stage not in left:

@@ -24,7 +24,7 @@ from distilvlm.teachers import LocalTeacher
 from distilvlm.train import Loop, NonFiniteError, Task, Update
 from distilvlm.train.optim import adamw
 
-from . import checkpoint, randomness
+from . import about, checkpoint, randomness
 from .checkpoint import Position
 from .console import Reporter
 from .directory import RunDirectory, RunError
@@ -82,6 +82,9 @@ class StageRun:
             forward.enable_gradient_checkpointing(vlm.model)
         vlm.to(self.accelerator.device)
         material = prepare(self.recipe, self.index, vlm, self.place, self.accelerator)
+        if self.accelerator.is_main_process:
+            file = self.place.stage(self.index, self.stage.name) / "about.json"
+            about.stage(file, self.stage, by_part, material.report, material.updates)
         base = fingerprint(vlm.model, self.parameters.keys())
         self.optimizer = adamw(by_part, self.stage.optim)
         position = self._continue(base)
