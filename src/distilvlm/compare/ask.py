@@ -57,7 +57,7 @@ class Asker:
             vlm = load(model, torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)
             if torch.cuda.is_available():
                 vlm.to("cuda")
-            features = None if recipe.pictures.features is None else FeatureReader(Path(recipe.pictures.features))
+            features = None if recipe.pictures.features is None else FeatureReader(recipe.pictures.features)
             for label, spec in self._questions.items():
                 if results[label] is not None:
                     continue

@@ -209,8 +209,8 @@ class FeatureReader:
     Can be pickled and forked: every process reads the index and opens the shards it needs when it first needs them.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
         self._forget()
 
     def __call__(self, path: str | Path) -> Tensor:
@@ -242,7 +242,7 @@ class FeatureReader:
         return self.directory
 
     def __setstate__(self, directory: Path) -> None:
-        self.directory = directory
+        self.directory = Path(directory)
         self._forget()
 
     def _forget(self) -> None:
