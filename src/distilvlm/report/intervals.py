@@ -108,7 +108,8 @@ def verdict(cells: Sequence[Interval | None]) -> str:
     if above == len(there) or below == len(there):
         return f"{'above' if above else 'below'} 0 on all {len(there)} seeds: every interval excludes 0"
     parts = [f"above 0 on {above}" if above else "", f"below 0 on {below}" if below else ""]
-    return f"{', '.join(part for part in parts if part)} of {len(there)} seeds; the other intervals include 0"
+    rest = ": every interval excludes 0" if above + below == len(there) else "; the other intervals include 0"
+    return f"{', '.join(part for part in parts if part)} of {len(there)} seeds{rest}"
 
 
 def _picked(summary: Summary | None, measure: Measure) -> Interval | None:

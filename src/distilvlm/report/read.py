@@ -203,7 +203,11 @@ def _comparison(directory: Path) -> Comparison:
             if where not in known:
                 there = (directory / where / "recipe.yaml").exists()
                 known[where] = read_run(directory / where, model) if there else None
-    seeds = [SeedRuns(scores, {model: known[where] for model, where in scores.runs.items()}) for scores in file.seeds]
+    models = list(file.models)
+    seeds: list[SeedRuns] = []
+    for scores in file.seeds:  # models first, as the page lists them
+        names = sorted(scores.runs, key=lambda name: models.index(name) if name in models else len(models))
+        seeds.append(SeedRuns(scores, {name: known[scores.runs[name]] for name in names}))
     return Comparison(directory, file, seeds)
 
 

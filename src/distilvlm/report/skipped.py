@@ -51,15 +51,15 @@ def skipped(runs: Sequence[tuple[str, Run]]) -> list[Skipped]:
     return found
 
 
-def unasked(file: ComparisonFile) -> list[tuple[str, str, int, int]]:
-    """(question set, model, seed, rows) wherever an evaluation left rows out."""
-    return [
-        (questions, model, seed.seed, summary.bad_rows)
-        for seed in file.seeds
-        for questions, rows in seed.rows.items()
-        for model, summary in rows.items()
-        if summary.bad_rows
-    ]
+def unasked(file: ComparisonFile) -> dict[tuple[str, int, int], list[str]]:
+    """(question set, seed, rows that an evaluation left out) -> baselines and models."""
+    found: dict[tuple[str, int, int], list[str]] = {}
+    for seed in file.seeds:
+        for questions, rows in seed.rows.items():
+            for model, summary in rows.items():
+                if summary.bad_rows:
+                    found.setdefault((questions, seed.seed, summary.bad_rows), []).append(model)
+    return found
 
 
 def _of(label: str, run: Run) -> Skipped:
