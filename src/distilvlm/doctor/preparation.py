@@ -64,14 +64,14 @@ class _Patient:
         if student is None:
             return [*self.missing, *settings.check(recipe, self._outline(), None, {})]
         data = self._data(student, sources)
-        if vlm is not None:
+        unlike: list[Finding] = []
+        if vlm is not None:  # what a teacher would refuse is better told here
             compared = [*vocabulary.check(recipe, student, vlm), *visual.check(recipe, student, vlm)]
-            if errors := [finding for finding in compared if finding.level == "error"]:
-                self.missing += errors
-                vlm = None
-        teacher = None if vlm is None else self._pair(vlm, student)
-        reports = self._reports(data)
-        return [*self.missing, *examine(recipe, student, teacher, data, reports, self.directory)]
+            unlike = [finding for finding in compared if finding.level == "error"]
+        teacher = None if vlm is None or unlike else self._pair(vlm, student)
+        found = examine(recipe, student, teacher, data, self._reports(data), self.directory)
+        told = {finding.check for finding in unlike}
+        return [*self.missing, *unlike, *(finding for finding in found if finding.check not in told)]
 
     def _had(self, check: str, make: Callable[[], T], fix: str) -> T | None:
         """What `make` gives, or None and a finding; a checkpoint that is damaged can raise anything."""
