@@ -17,6 +17,7 @@ from .options import Json, Overrides, quiet_transformers
 
 if TYPE_CHECKING:
     from distilvlm.data import BadRow, DataReport, Source
+    from distilvlm.recipe import StageSpec
 
 app = typer.Typer(no_args_is_help=True, help="Convert, check and count training data.")
 app.add_typer(convert.app, name="convert")
@@ -41,7 +42,7 @@ def check(
     from distilvlm.data.statistics import unreadable
 
     sources, reports = _looked_at(target, images, stage, set)
-    found = [row for report in reports.values() for row in report.bad]
+    found = [row for report in _different(reports) for row in report.bad]
     if not reports:
         found = [row for source in sources for row in source.bad]
     if decode or not reports:
@@ -101,8 +102,8 @@ def stats(
         typer.echo(json.dumps(told, indent=1))
         return
     console = Console()
-    for name, report in reports.items():
-        console.print(report_table(name, report))
+    for report in _different(reports):
+        console.print(report_table([name for name, one in reports.items() if one is report], report))
     console.print(statistics_table(found))
     for name, one in found.items():
         typer.echo(common_answers(name, one))
@@ -137,13 +138,21 @@ def _looked_at(
     except NotHere as error:
         typer.echo(f"the student is not here ({error}): nothing is said about templates and positions", err=True)
         return list(sources.values()), {}
-    reports = {
-        one.name: stage_data(
-            recipe, one, student.tokenizer, student.layout, [sources[name] for name in one.data]
-        ).check()
-        for one in stages
-    }
-    return list(sources.values()), reports
+    reports: dict[tuple[Any, ...], DataReport] = {}
+    for one in stages:
+        if (key := _seen(one)) not in reports:
+            own = [sources[name] for name in one.data]
+            reports[key] = stage_data(recipe, one, student.tokenizer, student.layout, own).check()
+    return list(sources.values()), {one.name: reports[_seen(one)] for one in stages}
+
+
+def _seen(stage: StageSpec) -> tuple[Any, ...]:
+    """What decides on what a stage sees of its data: stages that agree in it share a report."""
+    return (stage.max_length, *stage.data)
+
+
+def _different(reports: dict[str, DataReport]) -> list[DataReport]:
+    return list({id(report): report for report in reports.values()}.values())
 
 
 def _report_json(report: DataReport) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -10,9 +10,9 @@ from distilvlm.data.report import DataReport
 from distilvlm.data.statistics import Shared, Spread, Statistics
 
 
-def report_table(stage: str, report: DataReport) -> Table:
-    """What a stage trains on, in positions (tokens of text and of pictures)."""
-    table = Table(title=f"stage '{stage}'", title_justify="left")
+def report_table(stages: Sequence[str], report: DataReport) -> Table:
+    """What stages train on, in positions (tokens of text and of pictures)."""
+    table = Table(title="stage " + ", ".join(stages), title_justify="left")
     table.add_column("")
     for name in report.sources:
         table.add_column(name, justify="right")
@@ -56,7 +56,7 @@ def statistics_table(found: Mapping[str, Statistics]) -> Table:
         "different answers": [f"{one.different_answers:,}" for one in every],
         "answers per row": [_turns(one.answers_per_row) for one in every],
         "words of a row: mean, 90%, longest": [_spread(one.words) for one in every],
-        "words of an answer: same": [_spread(one.answer_words) for one in every],
+        "  of an answer": [_spread(one.answer_words) for one in every],
         "always the same answer": [f"{one.majority:.1%}" for one in every],
     }
     for label, values in lines.items():
@@ -75,7 +75,8 @@ def shared_pictures(first: str, second: str, found: Shared) -> str:
     if not found.pictures:
         return f"no picture of '{second}' is in '{first}'"
     one, other = found.examples[0]
-    return f"{found.pictures} pictures of '{second}' ({found.rows} rows) are in '{first}', too: {other} is {one}"
+    example = other if one == other else f"{other} is {one}"
+    return f"{found.pictures} pictures of '{second}' ({found.rows} rows) are in '{first}', too; the first: {example}"
 
 
 def _turns(per_row: Mapping[int, int]) -> str:
