@@ -126,7 +126,7 @@ def small_png(png: bytes) -> bytes:
 def main(report: Path, docs: Path) -> None:
     browser = Browser()
     try:
-        for name, width, height, scale in (("desktop", 1280, 1500, 1), ("phone", 390, 1500, 1.5)):
+        for name, width, height, scale in (("desktop", 1280, 2000, 1), ("phone", 390, 1500, 1.5)):
             browser.open(report, width, scale=scale)
             picture = small_png(browser.screenshot(0, width, height))
             if len(picture) > LONGEST:

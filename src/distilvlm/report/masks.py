@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,6 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import SourceSpec
 
 from .read import Run
-
-logger = logging.getLogger(__name__)
 
 LOOKED_AT = 16
 """Rows from the start of a file among which a sample is looked for: one with a picture if there is one."""
@@ -139,7 +138,8 @@ def _model(run: Run) -> tuple[VLM | None, str]:
     if not run.finished:
         return None, "the run is not finished, so it has no model with a tokenizer yet"
     try:
-        vlm = load(run.path / "model", meta=True)
+        with _silent("distilvlm.models"):  # what it would say was said when the run was made
+            vlm = load(run.path / "model", meta=True)
     except (OSError, ValueError) as error:
         return None, f"its model does not load: {error}"
     return (vlm, "") if vlm.tokenizer is not None else (None, "its model has no tokenizer")
@@ -167,16 +167,22 @@ def _mask(run: Run, source: str, vlm: VLM, max_length: int, users: tuple[str, ..
 def _sample(spec: SourceSpec, name: str) -> Record:
     """The first usable row with a picture among the first ones, or the first usable row. Raises DataError."""
     first = spec.model_copy(update={"take": LOOKED_AT, "rows": None})
-    quiet = logging.getLogger("distilvlm.data")
-    level = quiet.level
-    quiet.setLevel(logging.WARNING)  # counts of the first rows would be taken for the file's
-    try:
+    with _silent("distilvlm.data"):  # counts of the first rows would be taken for the file's
         records = read_data(first, name).records
-    finally:
-        quiet.setLevel(level)
     if not len(records):
         raise DataError(f"no usable row among the first {LOOKED_AT} of {spec.path}")
     return next((record for record in records if record.images), records[0])
+
+
+@contextmanager
+def _silent(room: str) -> Iterator[None]:
+    quiet = logging.getLogger(room)
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        quiet.setLevel(level)
 
 
 def _unused(mask: Mask | NoMask) -> Mask | NoMask:

@@ -74,7 +74,7 @@ def write_report(directory: str | Path, out: str | Path | None = None, samples: 
 
     Args:
         directory: a run directory, finished or not, or a comparison directory.
-        out: the file; default `report.html` in the directory.
+        out: the file; default `report.html` in the directory, the one file there that no run and no comparison wrote.
         samples: questions shown per question set.
 
     Raises:
