@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from distilvlm import cli
-from distilvlm.doctor import Finding, disk, doctor, print_findings
+from distilvlm.doctor import Finding, disk, doctor, preparation, print_findings
 from distilvlm.models.parts import parameters_of
 
 from .conftest import Examine, material, only, said, write_model
@@ -108,6 +108,18 @@ def test_a_wrong_recipe_is_one_finding(look: Examine, tmp_path: Path) -> None:
 def test_a_student_that_is_not_there(look: Examine, tmp_path: Path) -> None:
     found = look({"student.vision.from": str(tmp_path / "nowhere")})
     only(found, "student.weights", "error", "nowhere' is not here", "download")
+
+
+def test_a_published_recipe_lacks_its_weights_and_data_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(preparation._Patient, "_student", offline)
+    found = doctor(Path(__file__).parents[2] / "recipes" / "llava-kd.yaml")
+    wanting = ["student.weights", "data.file", "data.file", "teacher.weights"]
+    assert [finding.check for finding in found if finding.level != "ok"] == wanting
+    assert said(found, "visual.tokens") == ["student: 384 px = 728 visual tokens (hidden state -2, select default)"]
+    assert said(found, "parts.trains")[0].startswith("trains projector 1,836,800 float32")
 
 
 def test_a_damaged_student(look: Examine, place: Path, tmp_path: Path) -> None:

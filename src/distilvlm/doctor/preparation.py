@@ -16,7 +16,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
 from distilvlm.teachers import LocalTeacher
 
-from . import settings, visual, vocabulary
+from . import parts, settings, visual, vocabulary
 from .examination import examine
 from .finding import Finding
 from .template import spread
@@ -62,7 +62,7 @@ class _Patient:
         needed = recipe.teacher is not None and any(stage.loss.needs_teacher for stage in recipe.stages)
         vlm = self._had("teacher.weights", self._teacher, "name another teacher (teacher.from)") if needed else None
         if student is None:
-            return [*self.missing, *settings.check(recipe, self._outline(), None, {})]
+            return [*self.missing, *self._planned()]
         data = self._data(student, sources)
         unlike: list[Finding] = []
         if vlm is not None:  # what a teacher would refuse is better told here
@@ -93,6 +93,14 @@ class _Patient:
     def _student(self) -> VLM:
         return build(self.recipe.student, self.recipe.seed).to(self.device)
 
+    def _planned(self) -> list[Finding]:
+        """What can be said without the student's weights."""
+        outline = self._outline()
+        found = settings.check(self.recipe, outline, None, {})
+        if outline is not None and not any(finding.check == "settings.parts" for finding in found):
+            found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, None, {})]
+        return found
+
     def _outline(self) -> VLM | None:
         """The student without weights, where its architecture is known: enough to know its parts."""
         try:
@@ -118,7 +126,7 @@ class _Patient:
             name: self._had(
                 "data.file",
                 lambda name=name: read(self.recipe.data[name], name),
-                f"mend the file, or name the right one in data.{name}",
+                f"put the file there or mend it, or name another in data.{name}",
             )
             for name in used
         }
