@@ -1,0 +1,33 @@
+"""Weights of sources in a recipe: the plan, the run and the data report count alike."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distilvlm.recipe import RecipeError, load_recipe
+from distilvlm.runs.execute import run
+from distilvlm.runs.plan import plan
+from tests.runs.tiny import write_recipe
+
+MIXED = ["stages.dpt.data=[captions, questions]", "data.captions.template=chat"]
+
+
+def test_plan_and_run_agree_on_the_updates_of_a_mixture(tmp_path):
+    recipe = write_recipe(tmp_path, rows=10)
+    overrides = [*MIXED, "data.captions.weight=0.5", "data.questions.weight=1.5"]
+    # 5 + 15 samples an epoch, 4 an update, 2 epochs
+    planned = plan(recipe, overrides).stages[0]
+    assert (planned.samples, planned.updates) == (20, 10)
+    finished = run(recipe, [*overrides, "stages.sft.optim={lr: 0.01, batch: 4, updates: 1}"], tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    updates = [event for event in events if event["event"] == "update" and event["stage"] == "dpt"]
+    assert [event["samples"] for event in updates] == [4] * 10
+    assert finished.model.is_dir()
+
+
+def test_a_weight_must_be_more_than_nothing(tmp_path):
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(RecipeError, match=r"data\.captions\.weight"):
+        load_recipe(recipe, ["data.captions.weight=0"])
