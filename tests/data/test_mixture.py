@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.runs.tiny import write_recipe
 
 from distilvlm.recipe import RecipeError, load_recipe
 from distilvlm.runs.execute import run
 from distilvlm.runs.plan import plan
-from tests.runs.tiny import write_recipe
 
 MIXED = ["stages.dpt.data=[captions, questions]", "data.captions.template=chat"]
 
@@ -20,7 +20,7 @@ def test_plan_and_run_agree_on_the_updates_of_a_mixture(tmp_path):
     # 5 + 15 samples an epoch, 4 an update, 2 epochs
     planned = plan(recipe, overrides).stages[0]
     assert (planned.samples, planned.updates) == (20, 10)
-    finished = run(recipe, [*overrides, "stages.sft.optim={lr: 0.01, batch: 4, updates: 1}"], tmp_path / "run")
+    finished = run(recipe, [*overrides, "stages.sft.optim.epochs=0.1", "stages.dft.optim.epochs=0.1"], tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     updates = [event for event in events if event["event"] == "update" and event["stage"] == "dpt"]
     assert [event["samples"] for event in updates] == [4] * 10
