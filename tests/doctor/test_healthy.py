@@ -32,6 +32,12 @@ def test_a_healthy_recipe_has_nothing_to_mend(look: Examine) -> None:
     ]
 
 
+def test_a_teacher_in_bf16_is_healthy_too(look: Examine) -> None:
+    found = look({"teacher.precision": "bf16"})
+    assert [finding for finding in found if finding.level != "ok"] == []
+    assert "held in bfloat16" in said(found, "parts.teacher")[0]
+
+
 def test_the_template_is_drawn_as_it_is_learned(look: Examine) -> None:
     drawings = [text.partition("\n")[2] for text in said(look(), "template.picture")]
     assert drawings == [
