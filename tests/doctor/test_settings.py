@@ -37,7 +37,6 @@ Write = Callable[..., dict[str, Any]]
         ({"stages.sft.optim.warmup": 0.9}, "warmup", "warning", ["all 6 updates are warm-up", "optim.warmup to 0"]),
         ({"pictures.features": "kept"}, "augment", "error", ["remove one of the two"]),
         (TEXT_ONLY, "unused", "warning", ["nothing is distilled", "teacher: null"]),
-        ({"stages.dpt.data": ["questions"]}, "unused", "warning", ["'captions'"]),
     ],
 )
 def test_settings(look: Examine, changes: dict[str, Any], check: str, level: str, words: list[str]) -> None:
@@ -49,6 +48,12 @@ def test_settings(look: Examine, changes: dict[str, Any], check: str, level: str
 def test_the_only_update_is_warm_up(look: Examine) -> None:
     found = look({"stages.sft.optim.epochs": None, "stages.sft.optim.updates": 1})
     only(found, "settings.warmup", "warning", "the only update is warm-up, at a rate of 0")
+
+
+def test_data_that_no_stage_uses_is_told(look: Examine) -> None:
+    found = look({"stages.dpt.data": ["questions"]})
+    assert [finding for finding in found if finding.level != "ok"] == []
+    assert said(found, "settings.unused") == ["data 'captions' is used by no stage"]
 
 
 def test_questions_in_the_plain_template(look: Examine, source: Write) -> None:

@@ -52,13 +52,8 @@ def updates_of(stage: StageSpec, data: StageData) -> int:
 def _unused(recipe: Recipe) -> Iterator[Finding]:
     used = {name for stage in recipe.stages for name in stage.data}
     for name in recipe.data:
-        if name not in used:
-            yield Finding(
-                "settings.unused",
-                "warning",
-                f"data '{name}' is used by no stage",
-                f"name it in a stage's data, or remove data.{name}",
-            )
+        if name not in used:  # not a warning: recipes that extend one another share their data
+            yield Finding("settings.unused", "ok", f"data '{name}' is used by no stage")
     if recipe.teacher is not None and not any(stage.loss.needs_teacher for stage in recipe.stages):
         text = "the recipe has a teacher, but no stage has a term that needs it: nothing is distilled"
         fix = "give response, visual or relation a weight in a stage's loss, or set teacher: null"
