@@ -11,20 +11,23 @@ from distilvlm.recipe import RecipeError, load_recipe
 from distilvlm.runs.execute import run
 from distilvlm.runs.plan import plan
 
-MIXED = ["stages.dpt.data=[captions, questions]", "data.captions.template=chat"]
+STAGE = {
+    "name": "sft",
+    "train": ["projector"],
+    "data": ["captions", "questions"],
+    "optim": {"lr": 0.01, "batch": 4, "epochs": 2},
+}
 
 
 def test_plan_and_run_agree_on_the_updates_of_a_mixture(tmp_path):
-    recipe = write_recipe(tmp_path, rows=10)
-    overrides = [*MIXED, "data.captions.weight=0.5", "data.questions.weight=1.5"]
+    recipe = write_recipe(tmp_path, rows=10, teacher=None, stages=[STAGE])
+    overrides = ["data.captions.weight=0.5", "data.questions.weight=1.5"]
     # 5 + 15 samples an epoch, 4 an update, 2 epochs
     planned = plan(recipe, overrides).stages[0]
     assert (planned.samples, planned.updates) == (20, 10)
-    finished = run(recipe, [*overrides, "stages.sft.optim.epochs=0.1", "stages.dft.optim.epochs=0.1"], tmp_path / "run")
+    run(recipe, overrides, tmp_path / "run")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
-    updates = [event for event in events if event["event"] == "update" and event["stage"] == "dpt"]
-    assert [event["samples"] for event in updates] == [4] * 10
-    assert finished.model.is_dir()
+    assert [event["samples"] for event in events if event["event"] == "update"] == [4] * 10
 
 
 def test_a_weight_must_be_more_than_nothing(tmp_path):
