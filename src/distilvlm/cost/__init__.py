@@ -1,9 +1,10 @@
 """What a stage costs: memory, time and disk, estimated before it runs and measured while it does."""
 
-from .compare import as_bytes, as_seconds, compare, line, load, record
-from .estimate import StageCost, estimate, this_machine
 from .meter import Measured, Meter
+from .numbers import as_bytes, as_seconds
 from .shapes import stage_data
+from .side_by_side import compare, line, load, record
+from .stages import StageCost, estimate, this_machine
 
 __all__ = [
     "Measured",

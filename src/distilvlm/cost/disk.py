@@ -14,7 +14,7 @@ from distilvlm.models.vlm import VLM
 POSITION = 420
 """`position.json` and `manifest.json` of a finished stage, about."""
 
-EXPORTED = 7_000
+EXPORTED = 6_500
 """Configuration files, processor, chat template and manifest of a finished student, about."""
 
 

@@ -93,19 +93,21 @@ def phases(situation: Situation) -> dict[str, int]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def at(language: int, vision: int, share: float) -> dict[str, int]:
-        return _watch(situation, mode, min(language, layers), min(vision, blocks), language, cut_rows(batch, share))
+        depths = min(language, layers), min(vision, blocks), min(language, teacher_layers)
+        return _watch(situation, mode, *depths, cut_rows(batch, share))
 
-    small, tall = at(1, 1, few), at(2, 1, few)
-    wide = at(1, 2, few) if situation.computes_vision or situation.vision_trains else small
+    # Not from one block: what comes and goes between two has its most only where there are two.
+    small, tall = at(2, 1, few), at(3, 1, few)
+    wide = at(2, 2, few) if situation.computes_vision or situation.vision_trains else small
     shares = [min(1.0, count / rows) for count in ROWS]
-    full = at(1, 1, shares[0])
-    more = at(1, 1, shares[1]) if shares[1] > shares[0] else full
+    full = at(2, 1, shares[0])
+    more = at(2, 1, shares[1]) if shares[1] > shares[0] else full
     per_row = {n: (more[n] - full[n]) / max(1e-9, (shares[1] - shares[0]) * rows) for n in full}
     deeper = {name: teacher_layers if name == "teacher" else layers for name in full}
     return {
         name: round(
             full[name]
-            + max(0, deeper[name] - 1) * (tall[name] - small[name])
+            + max(0, deeper[name] - 2) * (tall[name] - small[name])
             + (blocks - 1) * (wide[name] - small[name])
             + (1 - shares[0]) * rows * per_row[name]
         )

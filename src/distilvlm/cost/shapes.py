@@ -83,7 +83,16 @@ def of_stage(
         assumed = f"its data is not here: every row is taken for one picture and {text} positions of text"
         return Shapes([counts], batch, batch, None, updates, assumed)
 
-    order = Order(len(data), stage.optim.batch, recipe.seed, str(index), stage.order, data.lengths, data.picture_counts)
+    order = Order(
+        len(data),
+        stage.optim.batch,
+        recipe.seed,
+        str(index),
+        stage.order,
+        data.lengths,
+        data.picture_counts,
+        data.mixture,
+    )
     total = order.total_updates(stage.optim.epochs, stage.optim.updates)
     count = min(total, max(2, min(16, ENCODED // stage.optim.batch)))
     numbers = sorted({int(number) for number in np.linspace(0, total - 1, count)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 
 from distilvlm.data import StageData, read
+from distilvlm.data.problems import RowError
 from distilvlm.losses.objective import Objective
+from distilvlm.models.features import FeatureError, FeatureReader
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 
 from . import disk, shapes, timing
 from .memory import Situation, count, parameter_bytes, phases
 from .meter import available_bytes, give_back, machine_bytes, resident_bytes
+from .numbers import as_bytes
 from .scale import trained, undisturbed
 from .shapes import Shapes
 
@@ -25,6 +29,9 @@ BUDGET = 10.0
 
 IMPORTED = resident_bytes()
 """Resident when this module was imported: Python, torch and transformers, before a model was built."""
+
+RUNNING = 40 * 2**20
+"""What a run has in memory beyond a process that only plans: accelerate, the data's rows, what loading left behind."""
 
 PAGES_AROUND = 192 * 1024
 """Bytes that the kernel maps around a picture's kept features when they are read, as seen on Linux 6."""
@@ -82,7 +89,8 @@ def estimate(
     """
     place = torch.device(device) if device is not None else _default_device()
     give_back()
-    base = max(IMPORTED, resident_bytes() - _here(student) - (0 if teacher is None else _here(teacher)))
+    here = _here(student) + (0 if teacher is None else _here(teacher))
+    base = max(IMPORTED, resident_bytes() - here) + (0 if here else RUNNING)
     chosen = [stage for stage in recipe.stages if stages is None or stage.name in stages]
     costs: list[StageCost] = []
     known: dict[str, StageCost] = {}
@@ -173,7 +181,7 @@ class _Stage:
         limit = machine_bytes(self.device)
         fits = limit is None or peak <= limit
         if not fits and limit is not None:
-            notes.append(f"needs {peak / 1e9:.1f} GB, this machine has {limit / 1e9:.1f}")
+            notes.append(f"needs {as_bytes(peak)}, this machine has {as_bytes(limit)}")
         seconds = total = None
         pieces: dict[str, float] = {}
         if clock is not None:
@@ -225,10 +233,12 @@ class _Stage:
         if working is None:
             working = max(0, max(phases(situation).values()) - gradients)
         student = parameter_bytes(self.student.model, torch.float32)
-        teacher = 0
+        teacher, teacher_spec = 0, self.recipe.teacher
         if self.teacher is not None:
             teacher = parameter_bytes(self.teacher.model, situation.teacher_dtype)
-            if _shares_vision(self.recipe, self.student, self.teacher):
+            # On a CPU the tower's share of a whole checkpoint stays mapped with the rest of its file.
+            mapped = self.device.type == "cpu" and teacher_spec is not None and teacher_spec.source is not None
+            if _shares_vision(self.recipe, self.student, self.teacher) and not mapped:
                 teacher -= parameter_bytes(self.teacher.model.model.vision_tower, situation.teacher_dtype)
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
         parts |= {"gradients": gradients, "optimiser": 2 * gradients}
@@ -283,17 +293,26 @@ class _Stage:
         return pieces, median, mean, found.measured
 
     def _reading(self, clock: timing.Clock) -> float:
-        """Seconds to encode an update's samples; loader processes do it while the device computes."""
+        """Seconds to encode an update's samples and read their features; loader processes do it beside the device."""
         if self.data is None or self.recipe.machine.workers:
             return 0.0
         data, own = self.data, -(-self.spec.optim.batch // self.world)
         indices = list(range(min(len(data), own, 16)))
+        store = self.recipe.pictures.features
+        kept = FeatureReader(Path(store)) if store is not None and Path(store).is_dir() else None
 
-        def read() -> None:
+        def fetch() -> None:
             for index in indices:
-                data.encoded(index)
+                with contextlib.suppress(RowError):  # the run's own check names it
+                    data.encoded(index)
+                for path in data.record(index).images if kept is not None else ():
+                    if kept is not None and path in kept:
+                        kept(path).clone()
 
-        return clock.time(read, 0.05) * own / len(indices)
+        try:
+            return clock.time(fetch, 0.05) * own / len(indices)
+        except FeatureError:  # the store is not filled to the end
+            return 0.0
 
 
 def this_machine(device: torch.device | str | None = None) -> str:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .estimate import StageCost
 from .meter import Measured
+from .numbers import as_bytes, as_seconds
+from .stages import StageCost
 
 FIELDS = ("peak_memory_bytes", "seconds_per_update", "disk_bytes")
 
@@ -31,25 +32,6 @@ def line(cost: StageCost, measured: Measured | None = None) -> str:
         _pair(cost.disk_bytes, measured and measured.disk_bytes, as_bytes, " on disk"),
     ]
     return f"stage '{cost.stage}': " + "; ".join(shown)
-
-
-def as_bytes(value: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 999.5 * size else f"{value / size:.0f} {unit}"
-    return f"{value:.0f} B"
-
-
-def as_seconds(value: float) -> str:
-    """Seconds for people: "0.12 s", "3 min 20 s", "2 h 5 min"."""
-    if value < 99.5:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    minutes, seconds = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def record(costs: Sequence[StageCost], measured: Mapping[str, Measured]) -> dict[str, Any]:
