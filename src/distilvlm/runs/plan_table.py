@@ -51,7 +51,7 @@ def _print_costs(plan: Plan, console: Console) -> None:
         table.add_row(
             cost.stage,
             _known(cost.peak_memory_bytes, as_bytes),
-            _parts({name: size for name, size in cost.memory.items() if name != "own working"}, as_bytes),
+            _parts(cost.memory, as_bytes),
             _known(cost.seconds_per_update, as_seconds),
             _parts(cost.time, as_seconds),
             _known(cost.seconds, as_seconds),
