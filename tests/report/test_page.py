@@ -95,6 +95,8 @@ def test_a_run_tells_stages_terms_and_what_trained(run_page: str) -> None:
     for stage in ("1. dpt", "2. sft", "3. dft"):
         assert stage in words
     assert "projector (4,321 float32)" in words
+    assert "dpt captions 10 \u2013 \u2013 \u2013 \u2013 \u2013" in words  # a report of an earlier version counts less
+    assert "sft questions 10 8 1 " in words
     assert "text + 0.5 relation" in words  # as recorded; sft and dft from the recipe:
     assert "text + response + visual + 0.5 relation" in words
     assert "reset language" in words
@@ -109,7 +111,7 @@ def test_a_run_tells_command_machine_versions_and_hashes(run_page: str, finished
     words = Reader(run_page).words
     assert "distilvlm run 'my recipe.yaml'" in words and "/somewhere/bin" not in words
     assert "2026-11-21 21:16:04 UTC" in words
-    assert "Xeon, 2 cores, 16 GiB of memory, device cpu" in words
+    assert "Xeon, 2 CPU cores, 16 GB, no GPU" in words
     assert "python 3.11.7, torch 2.13.0" in words
     for name, entry in json.loads((finished / "model" / "manifest.json").read_text())["files"].items():
         assert name in words and entry["sha256"] in words

@@ -17,43 +17,17 @@ import distilvlm
 from distilvlm.models.files import write_whole
 from distilvlm.recipe import differences
 
-from . import intervals, wording
+from . import wording
 from .axes import reading
 from .curves import StageCharts, stage_charts
-from .formats import ComparisonFile, Interval
 from .masks import masks
 from .pictures import Album
 from .read import Comparison, Run, read
-from .samples import Kind, choose
+from .results import headlines, results
 from .skipped import skipped, unasked
 
 COLOURS = 8
 """Series colours that the style sheet defines."""
-
-WORDY = 60
-"""Characters of a mean answer from which samples stand below each other, not in two columns."""
-
-
-@dataclass(frozen=True)
-class QuestionResults:
-    """One question set of a comparison."""
-
-    name: str
-    title: str
-    about: str
-    gaps: intervals.Table | None
-    scores: intervals.Table | None  # by the measure of the differences
-    other: intervals.Table | None  # by the other measure; None where it says the same
-    kinds: list[Kind] | None  # None where no answers are kept
-    missing: list[str]  # models without an answers file
-    asked: int
-    shown: int
-
-    @property
-    def wordy(self) -> bool:
-        """Whether answers need the whole width."""
-        given = [one.text for kind in self.kinds or [] for card in kind.cards for a in card.asked for one in a.given]
-        return sum(len(text) for text in given) > WORDY * len(given)
 
 
 @dataclass(frozen=True)
@@ -144,7 +118,7 @@ def _comparison(comparison: Comparison, samples: int) -> str:
         comparison=comparison,
         file=file,
         series=series,
-        results=[_results(comparison, name, series, samples) for name in file.questions],
+        results=[results(comparison, name, series, samples) for name in file.questions],
         seeds=seeds,
         masks=masks(seeds[0].runs),  # other seeds see the same data by the same template
         skipped=skipped([(_label(run, seed, seeds), run) for seed in seeds for run in seed.runs]),
@@ -155,62 +129,6 @@ def _comparison(comparison: Comparison, samples: int) -> str:
 
 def _label(run: Run, seed: SeedSection, seeds: Sequence[SeedSection]) -> str:
     return f"{run.name} (seed {seed.seed})" if len(seeds) > 1 else run.name
-
-
-def headlines(file: ComparisonFile) -> list[tuple[str, str, Interval, str]]:
-    """(question set, difference, its interval on the first seed, verdict over seeds) of the difference that matters."""
-    pair = main_pair(file)
-    if pair is None:
-        return []
-    name = f"{pair[0]} - {pair[1]}"
-    found: list[tuple[str, str, Interval, str]] = []
-    for questions, about in file.questions.items():
-        cells = [seed.differences.get(questions, {}).get(name) for seed in file.seeds]
-        there = [cell for cell in cells if cell is not None]
-        if there:
-            found.append((about.title or questions, name.replace(" - ", " − "), there[0], intervals.verdict(cells)))
-    return found
-
-
-def main_pair(file: ComparisonFile) -> tuple[str, str] | None:
-    """The two models whose difference the comparison is about: the student with and without its teacher, if named so,
-    else the first stated difference of two models, else the last two models."""
-    if {"distilled", "control"} <= {*file.models}:
-        return "distilled", "control"
-    stated = [pair for pair in file.differences if all(name in file.models for name in pair)]
-    models = list(file.models)
-    return stated[0] if stated else (models[-1], models[-2]) if len(models) > 1 else None
-
-
-def _results(comparison: Comparison, name: str, series: Mapping[str, int], samples: int) -> QuestionResults:
-    file, about = comparison.file, comparison.file.questions[name]
-    colours = dict(series)
-    measure = intervals.measured(file, name)
-    scores = intervals.scores(file, name, measure, colours)
-    other = intervals.scores(file, name, "accuracy" if measure == "exact_match" else "exact_match", colours)
-    if scores is not None and other is not None and [r.cells for r in scores.rows] == [r.cells for r in other.rows]:
-        other = None
-    answers = comparison.answers(file.seeds[0].seed, name)
-    kinds = missing = None
-    if answers is not None:
-        kinds = choose(answers, list(file.models), main_pair(file), series, measure, samples)
-        missing = [model for model in (*file.baselines, *file.models) if model not in answers]
-    drawn = next(
-        (row.intervals for seed in file.seeds for row in seed.rows.get(name, {}).values() if row.intervals), ""
-    )
-    pictures = f" about {about.pictures:,} pictures" if about.pictures else ""
-    return QuestionResults(
-        name=name,
-        title=about.title or name,
-        about=f"{about.n:,} questions{pictures}" + (f"; 95% intervals: {drawn}" if drawn else ""),
-        gaps=intervals.gaps(file, name, colours),
-        scores=scores,
-        other=other,
-        kinds=kinds,
-        missing=missing or [],
-        asked=sum(kind.count for kind in kinds or []),
-        shown=sum(kind.shown for kind in kinds or []),
-    )
 
 
 def _page(template: str, **content: Any) -> str:
@@ -234,6 +152,7 @@ def _page(template: str, **content: Any) -> str:
         "moment": wording.moment,
         "machine": wording.machine,
         "token": wording.token,
+        "count": wording.count,
         "clipped": wording.clipped,
         "questions": wording.questions,
         "rows": wording.rows,

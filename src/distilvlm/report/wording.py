@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distilvlm.runs import about
+
 from .formats import Interval
 from .read import Stage
 
@@ -100,17 +102,9 @@ def machine(facts: Mapping[str, Any] | str) -> str:
     """Processor, cores, memory and device, as far as they are known."""
     if isinstance(facts, str):
         return facts or "not recorded"
-    said = [str(facts["processor"])] if facts.get("processor") else []
-    if facts.get("cores"):
-        said.append(f"{facts['cores']} cores")
-    if facts.get("memory_bytes"):
-        said.append(f"{facts['memory_bytes'] / 2**30:.3g} GiB of memory")
-    if facts.get("device"):
-        said.append(f"device {facts['device']}")
-    rest = [
-        f"{key} {value}" for key, value in facts.items() if key not in ("processor", "cores", "memory_bytes", "device")
-    ]
-    return ", ".join(said + rest) or "not recorded"
+    if {"processor", "cores", "memory_bytes", "device"} <= {*facts}:
+        return about.in_words(dict(facts))
+    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "not recorded"
 
 
 def token(text: str) -> str:
@@ -121,6 +115,11 @@ def token(text: str) -> str:
 def clipped(text: str) -> str:
     """An answer that does not end (an untrained model's) up to where it says no more."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} \u2026 ({len(text):,} characters)"
+
+
+def count(value: float | None) -> str:
+    """A number of a data report, which older runs may lack."""
+    return "\u2013" if value is None else f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
 
 
 def questions(count: int) -> str:

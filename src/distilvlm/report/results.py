@@ -1,0 +1,103 @@
+"""What a comparison found, question set by question set: tables of scores and differences, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import intervals
+from .formats import ComparisonFile, Interval
+from .read import Comparison
+from .samples import Kind, choose
+
+WORDY = 60
+"""Characters of a mean answer from which samples stand below each other, not in two columns."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One difference in a sentence."""
+
+    questions: str
+    difference: str
+    seed: int  # the first one that has it
+    interval: Interval
+    verdict: str  # over all seeds
+
+
+@dataclass(frozen=True)
+class QuestionResults:
+    """One question set of a comparison."""
+
+    name: str
+    title: str
+    about: str
+    gaps: intervals.Table | None
+    scores: intervals.Table | None  # by the measure of the differences
+    other: intervals.Table | None  # by the other measure; None where it says the same
+    kinds: list[Kind] | None  # None where no answers are kept
+    missing: list[str]  # models without an answers file
+    asked: int
+    shown: int
+
+    @property
+    def wordy(self) -> bool:
+        """Whether answers need the whole width."""
+        given = [one.text for kind in self.kinds or [] for card in kind.cards for a in card.asked for one in a.given]
+        return sum(len(text) for text in given) > WORDY * len(given)
+
+
+def headlines(file: ComparisonFile) -> list[Headline]:
+    """The difference that the comparison is about, on every question set where it was measured."""
+    pair = main_pair(file)
+    name = "" if pair is None else f"{pair[0]} - {pair[1]}"
+    found: list[Headline] = []
+    for questions, about in file.questions.items():
+        cells = [seed.differences.get(questions, {}).get(name) for seed in file.seeds]
+        first = next(((seed.seed, cell) for seed, cell in zip(file.seeds, cells, strict=True) if cell), None)
+        if first is not None:
+            shown = name.replace(" - ", " \u2212 ")
+            found.append(Headline(about.title or questions, shown, *first, intervals.verdict(cells)))
+    return found
+
+
+def main_pair(file: ComparisonFile) -> tuple[str, str] | None:
+    """The two models whose difference the comparison is about: the student with and without its teacher, if named so,
+    else the first stated difference of two models, else the last two models."""
+    if {"distilled", "control"} <= {*file.models}:
+        return "distilled", "control"
+    stated = [pair for pair in file.differences if all(name in file.models for name in pair)]
+    models = list(file.models)
+    return stated[0] if stated else (models[-1], models[-2]) if len(models) > 1 else None
+
+
+def results(comparison: Comparison, name: str, series: Mapping[str, int], samples: int) -> QuestionResults:
+    file, about = comparison.file, comparison.file.questions[name]
+    """The tables and the samples of one question set. Raises ReportError for a damaged answers file."""
+    colours = dict(series)
+    measure = intervals.measured(file, name)
+    scores = intervals.scores(file, name, measure, colours)
+    other = intervals.scores(file, name, "accuracy" if measure == "exact_match" else "exact_match", colours)
+    if scores is not None and other is not None and [r.cells for r in scores.rows] == [r.cells for r in other.rows]:
+        other = None
+    answers = comparison.answers(file.seeds[0].seed, name)
+    kinds = missing = None
+    if answers is not None:
+        kinds = choose(answers, list(file.models), main_pair(file), series, measure, samples)
+        missing = [model for model in (*file.baselines, *file.models) if model not in answers]
+    drawn = next(
+        (row.intervals for seed in file.seeds for row in seed.rows.get(name, {}).values() if row.intervals), ""
+    )
+    pictures = f" about {about.pictures:,} pictures" if about.pictures else ""
+    return QuestionResults(
+        name=name,
+        title=about.title or name,
+        about=f"{about.n:,} questions{pictures}" + (f"; 95% intervals: {drawn}" if drawn else ""),
+        gaps=intervals.gaps(file, name, colours),
+        scores=scores,
+        other=other,
+        kinds=kinds,
+        missing=missing or [],
+        asked=sum(kind.count for kind in kinds or []),
+        shown=sum(kind.shown for kind in kinds or []),
+    )
