@@ -163,6 +163,17 @@ def test_an_old_file_survives_a_failed_conversion(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "raw"]
 
 
+def test_nothing_of_an_earlier_conversion_stays_beside_the_new_one(tmp_path):
+    source = ask(tmp_path / "raw", 12)
+    (tmp_path / "raw" / "3.png").write_bytes(b"x")
+    first = convert("vqa", source, tmp_path / "x.jsonl", hold_out=0.5, on_bad_row="quarantine")
+    make_pictures(tmp_path / "raw", 12)
+    again = convert("vqa", source, tmp_path / "x.jsonl", hold_out=0.5)
+    assert (first.train, first.test) == (again.train, again.test)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "x-test.jsonl", "x-train.jsonl"]
+    assert len(rows_of(again.train)) + len(rows_of(again.test)) == 12
+
+
 def test_options_are_refused_early(tmp_path):
     source = ask(tmp_path, 2)
     for settings, message in [

@@ -111,6 +111,25 @@ def test_a_yolo_fault_takes_its_picture_with_it(tmp_path, line, field, reason):
     assert reason in bad.reason
 
 
+def test_a_turned_photograph_is_measured_upright(tmp_path):
+    source = yolo(tmp_path, {2: "0 0.5 0.25 1 0.5\n"})
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter: 20 wide, 28 high
+    Image.open(tmp_path / "images/train/2.png").save(tmp_path / "images/train/2.jpg", exif=exif)
+    (tmp_path / "images/train/2.png").unlink()
+    done = convert("yolo", source, tmp_path / "out.jsonl")
+    assert rows_of(done.train)[0]["meta"]["size"] == [20, 28]
+    assert talk(done.train) == [("<image>\nLocate every cat.", "[0.14, 0.00, 0.86, 0.50]")]
+
+
+def test_yolo_lists_of_pictures_start_where_ultralytics_has_them(tmp_path):
+    source = yolo(tmp_path, {0: "0 0.5 0.5 1 1\n", 1: "1 0.5 0.5 1 1\n"})
+    (tmp_path / "images" / "list.txt").write_text("images/train/1.png\n./train/0.png\n")
+    source.write_text(source.read_text().replace("train: images/train", "train: [images/list.txt]"))
+    done = convert("yolo", source, tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows_of(done.train)] == ["images/train/1.png:dog", "images/train/0.png:cat"]
+
+
 def test_yolo_polygons_become_their_boxes_and_splits_are_named(tmp_path):
     source = yolo(tmp_path, {0: "0 0.1 0.2 0.6 0.1 0.4 0.9\n"})
     done = convert("yolo", source, tmp_path / "out.jsonl")

@@ -42,10 +42,9 @@ def check(
     from distilvlm.data.statistics import unreadable
 
     sources, reports = _looked_at(target, images, stage, set)
-    found = [row for report in _different(reports) for row in report.bad]
-    if not reports:
-        found = [row for source in sources for row in source.bad]
-    if decode or not reports:
+    found = [row for source in sources for row in source.bad]
+    found += [row for report in _different(reports) for row in report.bad]
+    if decode or not reports:  # a report has looked at the headers
         found += [row for source in sources for row in unreadable(source, decode)]
     bad: dict[tuple[Any, ...], BadRow] = {}
     for row in found:  # several stages may train on it
@@ -142,8 +141,10 @@ def _looked_at(
     for one in stages:
         if (key := _seen(one)) not in reports:
             own = [sources[name] for name in one.data]
+            if not any(len(source.records) for source in own):
+                continue  # every row is bad, as the readers tell
             reports[key] = stage_data(recipe, one, student.tokenizer, student.layout, own).check()
-    return list(sources.values()), {one.name: reports[_seen(one)] for one in stages}
+    return list(sources.values()), {one.name: reports[_seen(one)] for one in stages if _seen(one) in reports}
 
 
 def _seen(stage: StageSpec) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import ExifTags, Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from distilvlm.recipe.schema import Augmentation
@@ -39,6 +39,18 @@ def header(path: str) -> tuple[int, int]:
     """
     with _readable(path), Image.open(path) as image:
         return _sized(image)
+
+
+def upright_size(path: str) -> tuple[int, int]:
+    """Width and height of the picture as `decode` gives it (EXIF orientation applied), from the file's header.
+
+    Raises:
+        PictureError: as `header`.
+    """
+    with _readable(path), Image.open(path) as image:
+        width, height = _sized(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def problem(path: str, decoded: bool = False) -> str | None:

@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from distilvlm.data.convert import conversations, datasets, folders, parquet, voc, vqa, yolo
 from distilvlm.data.convert.items import IMAGE_TOKEN, Fault, Item, Reading
 from distilvlm.data.convert.pictures import Pictures
@@ -59,16 +61,13 @@ class Converted:
     def entry(self, beside: Path | None = None) -> str:
         """The recipe's `data:` section for these files, for a recipe in the directory `beside` (default: of OUT)."""
         beside = (beside or self.train.parent).absolute()
-        lines = ["data:"]
+        images = os.path.relpath(self.images, beside)
+        sources: dict[str, dict[str, Any]] = {}
         for path, rows in ((self.train, self.rows - self.test_rows), (self.test, self.test_rows)):
             if path is not None:
-                lines += [
-                    f"  {path.stem}:",
-                    f"    path: {os.path.relpath(path.absolute(), beside)}",
-                    f"    images: {os.path.relpath(self.images, beside)}",
-                    f"    rows: {rows}",
-                ]
-        return "\n".join(lines)
+                file = os.path.relpath(path.absolute(), beside)
+                sources[path.stem] = {"path": file, "images": images, "rows": rows}
+        return yaml.safe_dump({"data": sources}, sort_keys=False, allow_unicode=True).rstrip()
 
 
 def convert(
@@ -136,7 +135,7 @@ def convert(
         files[test_file] = _lines(test)
     if bad_file is not None:
         files[bad_file] = b"".join(json.dumps(asdict(fault)).encode() + b"\n" for fault in bad)
-    _write_whole(files)
+    _write_whole(files, [_named(out, "bad")])
     return Converted(
         train=train_file,
         test=test_file,
@@ -210,7 +209,8 @@ def _conversations(items: Sequence[Item], turns: int | None) -> list[Item]:
     """Items about one same picture joined, in order, where the picture first comes."""
     by_picture: dict[tuple[str, ...], list[Item]] = {}
     for item in items:
-        joins = len(item.images) == 1 and not item.marked
+        one_question = [turn.speaker for turn in item.turns] == ["human", "gpt"]
+        joins = len(item.images) == 1 and one_question and not item.marked
         by_picture.setdefault(item.images if joins else ("", item.file, str(item.row), item.id), []).append(item)
     joined: list[Item] = []
     for group in by_picture.values():
@@ -268,8 +268,12 @@ def _reasons(left_out: Counter[str], bad: int) -> str:
     return ", ".join([*reasons, *([f"{bad} (bad rows)"] if bad else [])]) or "none"
 
 
-def _write_whole(files: Mapping[Path, bytes]) -> None:
-    """All files under another name first, then renamed: a full disk or a kill leaves no half of a file behind."""
+def _write_whole(files: Mapping[Path, bytes], stale: Sequence[Path]) -> None:
+    """All files under another name first, then renamed: a full disk or a kill leaves no half of a file behind.
+
+    What an earlier conversion left under `stale` goes, and several files go before they are replaced: a training file
+    must not stand beside the test file of another split.
+    """
     partial = {path: path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}") for path in files}
     try:
         for path, content in files.items():
@@ -278,6 +282,8 @@ def _write_whole(files: Mapping[Path, bytes]) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for path in [*stale, *(files if len(files) > 1 else ())]:
+            path.unlink(missing_ok=True)
         for path, written in partial.items():
             written.replace(path)
     finally:

@@ -6,8 +6,6 @@ import functools
 import hashlib
 from pathlib import Path
 
-from PIL import ExifTags, Image
-
 from distilvlm.data import geometry
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"})
@@ -16,18 +14,6 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 def is_picture(path: Path) -> bool:
     """By its suffix; whether it can be read is another question."""
     return path.suffix.lower() in SUFFIXES
-
-
-def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height as the picture is seen (EXIF orientation applied), from the header.
-
-    Raises:
-        PictureError: as `geometry.header`.
-    """
-    width, height = geometry.header(str(path))
-    with Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
 
 
 class Pictures:

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 from distilvlm.data.convert.boxes import Asking, Box, Boxed, checked
 from distilvlm.data.convert.items import Fault, Item, Reading
-from distilvlm.data.convert.pictures import is_picture, upright_size
-from distilvlm.data.geometry import PictureError
+from distilvlm.data.convert.pictures import is_picture
+from distilvlm.data.geometry import PictureError, upright_size
 from distilvlm.data.problems import DataError
 
 PICTURES = ("JPEGImages", "images", "Images")
@@ -85,7 +85,7 @@ def _boxed(
         reason = f"neither {root / str(named)} nor a picture called {file.stem}; mend it, or name the folder (images)"
         return None, [Fault(str(file), None, "filename", reason)]
     try:
-        size = upright_size(root / name)
+        size = upright_size(str(root / name))
     except PictureError as error:
         return None, [Fault(str(file), None, "filename", f"{error}; put a whole picture there")]
     given = tuple(_number(tree.findtext(f"size/{side}")) for side in ("width", "height"))

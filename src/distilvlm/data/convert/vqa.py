@@ -119,11 +119,14 @@ def _table(source: Path) -> list[Any]:
         raise DataError(f"{source} can't be read: {error}") from None
     found: list[Any] = []
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter):
-        if None in row or None in row.values():
-            found.append(MalformedRow("has another number of cells than the header: quote cells that hold a comma"))
-        else:
-            found.append(row)
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter):
+            if None in row or None in row.values():
+                found.append(MalformedRow("has another number of cells than the header: quote cells that hold a comma"))
+            else:
+                found.append(row)
+    except csv.Error as error:
+        raise DataError(f"{source}, row {len(found)}: {error}") from None
     return found
 
 

@@ -12,8 +12,8 @@ import yaml
 
 from distilvlm.data.convert.boxes import Asking, Box, Boxed, checked
 from distilvlm.data.convert.items import Fault, Item, Reading
-from distilvlm.data.convert.pictures import is_picture, upright_size
-from distilvlm.data.geometry import PictureError
+from distilvlm.data.convert.pictures import is_picture
+from distilvlm.data.geometry import PictureError, upright_size
 from distilvlm.data.problems import DataError
 
 
@@ -72,7 +72,7 @@ def read(
 
 def _boxed(file: Path, label: Path, root: Path, names: Mapping[int, str]) -> tuple[Boxed | None, list[Fault]]:
     try:
-        size = upright_size(file)
+        size = upright_size(str(file))
     except PictureError as error:
         return None, [Fault(str(file), None, "image", f"{error}; put a whole picture there")]
     things: list[tuple[int, str, Box]] = []
@@ -159,7 +159,9 @@ def _pictures(config: Mapping[str, Any], source: Path, root: Path, split: str) -
             found.extend(sorted(path for path in place.rglob("*") if is_picture(path)))
         elif place.is_file():
             lines = place.read_text(encoding="utf-8").splitlines()
-            found.extend(Path(os.path.normpath(root / line.strip())) for line in lines if line.strip())
+            named = (line.strip() for line in lines if line.strip())
+            # As Ultralytics reads them: `./` is the list's own folder, everything else starts from the data set's.
+            found.extend(Path(os.path.normpath((place.parent if n.startswith("./") else root) / n)) for n in named)
         else:
             raise DataError(f"{source}: '{split}' names {place}, which is not there")
     if not found:
