@@ -115,6 +115,12 @@ def test_no_such_file(look: Examine) -> None:
     assert [finding.stage for finding in found if finding.check == "terms.text"] == ["sft", "dft"]
 
 
+def test_no_row_of_a_file_can_be_used(look: Examine, source: Write) -> None:
+    section = source([("what is this", "a picture", ["0.png"])], healthy=False)
+    found = look({"data.captions": {**section, "images": "/nowhere"}})
+    only(found, "data.rows", "error", "no usable row", "set data.captions.images; the first:", "0.png")
+
+
 def test_a_tokenizer_without_a_chat_template(look: Examine, place: Path, tmp_path: Path) -> None:
     tokenizer = template_of(tmp_path / "tokenizer", "")
     (tmp_path / "tokenizer" / "chat_template.jinja").unlink()

@@ -138,17 +138,14 @@ class _Patient:
         for stage in self.recipe.stages:
             if not all(name in sources for name in stage.data):
                 continue  # the file that is not there is told already
-            key = (
-                stage.max_length,
-                *stage.data,
-            )  # stages that see the same rows share them, and their faults
-            if key not in made:
+            key = (stage.max_length, *stage.data)
+            if key not in made:  # stages that see the same rows share them, and their faults
                 made[key] = self._had(
                     "data.rows",
                     lambda stage=stage: stage_data(
                         self.recipe, stage, student.tokenizer, student.layout, [sources[name] for name in stage.data]
                     ),
-                    f"look at data.{stage.data[0]}: its rows and its template",
+                    _where_to_look(stage.data, sources),
                 )
             if (rows := made[key]) is not None:
                 data[stage.name] = rows
@@ -159,6 +156,13 @@ class _Patient:
         different = {id(rows): rows for rows in data.values()}
         made = {key: rows.check(indices=spread(range(len(rows)), LOOKED_AT)) for key, rows in different.items()}
         return {name: made[id(rows)] for name, rows in data.items()}
+
+
+def _where_to_look(names: Sequence[str], sources: Mapping[str, Source]) -> str:
+    bad = [row for name in names for row in sources[name].bad]
+    if bad:
+        return f"mend the rows, or set data.{bad[0].key.source}.images; the first: {bad[0]}"
+    return f"look at {' and '.join(f'data.{name}' for name in names)}: the template must suit the tokenizer"
 
 
 def _device() -> torch.device:
