@@ -40,7 +40,7 @@ Write = Callable[..., dict[str, Any]]
     ],
 )
 def test_settings(look: Examine, changes: dict[str, Any], check: str, level: str, words: list[str]) -> None:
-    if check in ("updates",):  # the one update that there is would be warm-up, too
+    if check == "updates":  # the one update that there is would be warm-up, too
         changes = {**changes, "stages.sft.optim.warmup": 0.0}
     only(look(changes), f"settings.{check}", level, *words)
 

@@ -11,6 +11,7 @@ import torch
 
 from distilvlm.data import StageData
 from distilvlm.doctor import Finding, trial
+from distilvlm.doctor.parts import trained
 from distilvlm.models import load
 from distilvlm.models.save import save
 from distilvlm.teachers import Targets
@@ -26,7 +27,7 @@ TEXT_ROWS = [("what colour is the sky", "blue", []), ("is the sky blue", "the sk
 def test_every_term_is_zero_for_equals_and_more_for_unequals(place: Path) -> None:
     recipe, student, teacher, data, _ = material(place)
     stage = recipe.stages[2]
-    leaves = trial_parts(student, stage.train)
+    leaves = trained(student, stage.train)
     objective = trial.Objective(**stage.loss.model_dump())
     with trial.untouched(student.model, teacher.vlm.model):
         trials = trial.try_terms(student, teacher, objective, leaves, trial.samples_of(data["dft"]))
@@ -38,12 +39,6 @@ def test_every_term_is_zero_for_equals_and_more_for_unequals(place: Path) -> Non
     for tried in trials.values():
         assert tried.gradients.keys() == leaves.keys()
         assert all(norm > 0 for norm in tried.gradients.values())
-
-
-def trial_parts(student: Any, names: list[str]) -> Any:
-    from distilvlm.doctor.parts import trained
-
-    return trained(student, names)
 
 
 def test_a_few_short_samples_of_either_kind_are_tried(place: Path) -> None:

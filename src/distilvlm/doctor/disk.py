@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from distilvlm.data import DataReport, StageData
+from distilvlm.data import StageData
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -29,7 +29,6 @@ def check(
     recipe: Recipe,
     student: VLM,
     data: Mapping[str, StageData],
-    reports: Mapping[str, DataReport],
     directory: Path,
 ) -> list[Finding]:
     """One finding per file system that the run writes to."""

@@ -49,7 +49,7 @@ def examine(
         if not any(finding.check == "visual.features" for finding in found):
             found += _terms(recipe, student, teacher, data)
         if directory is not None:
-            found += disk.check(recipe, student, data, reports, directory)
+            found += disk.check(recipe, student, data, directory)
     return found
 
 

@@ -108,9 +108,9 @@ def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> It
             "terms.gradient", "error", f"no loss term gives {leaf} a gradient: it can't learn", fix, stage.name
         )
     for name, norms in gradients.items():
-        owned = _by_owner(stage, {leaf: norm for leaf, norm in norms.items() if leaf not in unmoved})
-        idle = [part for part, norm in owned.items() if not norm and any(parts.owner(leaf, [part]) for leaf in norms)]
-        idle = [part for part in idle if not all(leaf in unmoved for leaf in norms if parts.owner(leaf, [part]))]
+        moved = {leaf: norm for leaf, norm in norms.items() if leaf not in unmoved}
+        owners = {parts.owner(leaf, stage.train) for leaf in moved}
+        idle = [part for part, norm in _by_owner(stage, moved).items() if part in owners and not norm]
         if idle:
             text = f"{name} gives {' and '.join(idle)} no gradient; only other terms move it"
             fix = f"leave it if that is meant, or set loss.{name} to 0"
