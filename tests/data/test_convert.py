@@ -69,6 +69,8 @@ def test_conditions_keep_rows_and_count_the_others(tmp_path):
     )
     either = convert("vqa", source, tmp_path / "out.jsonl", where={"kind": "open", "answer": ["a0", "a1"]})
     assert [row["id"] for row in rows_of(either.train)] == ["0"]
+    numbers = convert("vqa", source, tmp_path / "out.jsonl", where={"qid": 3})
+    assert [row["id"] for row in rows_of(numbers.train)] == ["3"]
     with pytest.raises(DataError, match=r"no row has a field 'sort'; there are answer, image, kind, qid, question"):
         convert("vqa", source, tmp_path / "out.jsonl", where={"sort": "open"})
     with pytest.raises(DataError, match=r"no row is left to write; left out: 6 \(kind is not maybe\)"):

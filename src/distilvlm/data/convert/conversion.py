@@ -38,8 +38,8 @@ FORMATS: dict[str, Callable[..., Reading]] = {
 EMBEDDED = frozenset({"parquet", "datasets"})
 """Formats that hold the pictures themselves: they are written to `images`, by default `pictures` beside OUT."""
 
-Where = Mapping[str, str | Sequence[str]]
-"""Field → the value that a row must have in it to be kept, or several of which it must have one."""
+Where = Mapping[str, Any]
+"""Field → the value that a row must have in it to be kept, or a list of which it must have one."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,10 @@ def _reader(format: str, options: Mapping[str, Any]) -> Callable[..., Reading]:
 
 
 def _usable(reading: Reading, where: Where, pictures: Pictures) -> tuple[list[Item], list[Fault]]:
-    wanted = {name: [values] if isinstance(values, str) else list(values) for name, values in where.items()}
+    wanted = {
+        name: [_text(value) for value in (values if isinstance(values, (list, tuple)) else [values])]
+        for name, values in where.items()
+    }
     items: list[Item] = []
     bad: list[Fault] = []
     fields: set[str] = set()
@@ -202,7 +205,12 @@ def _usable(reading: Reading, where: Where, pictures: Pictures) -> tuple[list[It
 
 
 def _is_in(value: Any, values: Sequence[str]) -> bool:
-    return value is not None and str(value).strip() in {wanted.strip() for wanted in values}
+    return value is not None and _text(value) in values
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed: true and false as JSON and YAML have them."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
 def _conversations(items: Sequence[Item], turns: int | None) -> list[Item]:
