@@ -29,7 +29,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_plan_of_the_published_run_needs_no_weights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(monkeypatch, "plan", RECIPES / "llava-kd.yaml", "--json") == 0
+    assert command(monkeypatch, "plan", RECIPES / "llava-kd.yaml", "--json", "--no-measure") == 0
     plan = json.loads(capsys.readouterr().out)
     assert [(s["name"], s["samples"], s["updates"], s["batch"], s["lr"]) for s in plan["stages"]] == [
         ("dpt", 558_128, 2181, 256, 1e-3),
@@ -51,6 +51,9 @@ def test_plan_counts_rows_where_the_data_is_here(
     assert stages[0]["rows"] == {"text": 6.0, "response": 6.0, "visual": 4.0, "relation": 4.0}
     assert stages[0]["samples"] == 10
     assert stages[0]["updates"] == 6
+    costs = [stage["cost"] for stage in stages]
+    assert all(c["peak_memory_bytes"] == sum(c["memory"].values()) and c["seconds_per_update"] > 0 for c in costs)
+    assert costs[2]["disk"]["finished student"] < costs[2]["disk_bytes"]
 
 
 def test_a_wrong_key_is_one_line_with_the_nearest_name(
