@@ -74,7 +74,7 @@ def one(recipe: Path, overrides: list[str], updates: int, place: Path, cpu_time:
             frozen[self.stage.name] = meter.measured()
 
     frozen: dict[str, cost.Measured] = {}
-    StageRun.execute = metered
+    StageRun.execute = metered  # pyright: ignore
     distilvlm.run(loaded, directory=place)
     rows: list[dict[str, Any]] = []
     for found in costs:

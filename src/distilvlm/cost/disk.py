@@ -53,8 +53,8 @@ def of_stage(
         tied = vlm.model.lm_head.weight is vlm.model.get_input_embeddings().weight
         model = safetensors_bytes(dict(vlm.model.named_parameters())) + added * (1 if tied else 2) + EXPORTED
         if vlm.tokenizer is not None:
-            model += len(vlm.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
-    return Disk(final, (updates or 0) * _event_bytes(objective), model, held * states)
+            model += len(vlm.tokenizer.backend_tokenizer.to_str(pretty=True).encode())  # pyright: ignore
+    return Disk(final, (updates or 0) * _event_bytes(objective), model, held * states)  # pyright: ignore
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -69,7 +69,7 @@ def of_stage(
         rows = objective.rows(batch.response_rows, batch.visual_rows)
         return batch.samples * batch.length, rows.numel()
 
-    width = student.model.config.vision_config.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+    width = student.model.config.vision_config.hidden_size  # pyright: ignore
     if data is None:
         kinds = [ASSUMED[recipe.data[name].template] for name in stage.data]
         sample = _assumed(student, width, *max(kinds, key=sum), stage.max_length)
