@@ -43,7 +43,7 @@ def examine(
         *settings.check(recipe, student, their, data),
     ]
     if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
-        found.append(visual.other_tower(recipe, student, teacher.vlm))
+        found.append(visual.other_tower(recipe))
     if not any(finding.check == "settings.parts" for finding in found):
         found += parts.check(recipe, student, their, data)
         if not any(finding.check == "visual.features" for finding in found):

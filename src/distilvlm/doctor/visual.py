@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.recipe import Recipe
 
@@ -29,22 +27,10 @@ def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
     return [Finding("visual.tokens", "error", text, fix)]
 
 
-def other_tower(recipe: Recipe, student: VLM, teacher: VLM) -> Finding:
+def other_tower(recipe: Recipe) -> Finding:
     """Kept features, and a teacher that does not share the tower that makes them: it would see nothing."""
-    text = f"'{recipe.pictures.features}' keeps features of the student's vision tower, and the teacher "
-    if _only_rounded(student, teacher):
-        text += "holds its own in another precision: to a run that is another one"
-        return Finding("visual.features", "error", text, "set teacher.precision: fp32, or remove pictures.features")
-    return Finding("visual.features", "error", text + "has another one", "remove pictures.features")
-
-
-def _only_rounded(student: VLM, teacher: VLM) -> bool:
-    """Whether the two towers are the same but for the teacher's dtype."""
-    ours, theirs = (dict(vlm.model.model.vision_tower.named_parameters()) for vlm in (student, teacher))
-    return ours.keys() == theirs.keys() and all(
-        ours[name].shape == their.shape and torch.equal(ours[name].detach().to(their), their.detach())
-        for name, their in theirs.items()
-    )
+    text = f"'{recipe.pictures.features}' keeps features of the student's vision tower, and the teacher has another one"
+    return Finding("visual.features", "error", text, "remove pictures.features")
 
 
 def _described(layout: VisionLayout) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from distilvlm.data.batch import Batch
 from distilvlm.models import forward
-from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.vlm import VLM
 
 from .interface import Targets, TeacherError
@@ -106,9 +107,16 @@ def _require_same_visual_tokens(teacher: VLM, student: VLM) -> None:
 
 
 def _same_tower(teacher: VLM, student: VLM) -> bool:
+    """Whether the student's tower can serve the teacher: the same weights, but for rounding to the teacher's dtype."""
     if teacher.layout != student.layout:
         return False
-    towers = [vlm.model.model.vision_tower for vlm in (teacher, student)]
-    if towers[0].config.to_diff_dict() != towers[1].config.to_diff_dict():
+    theirs, ours = (vlm.model.model.vision_tower for vlm in (teacher, student))
+    if _architecture(theirs) != _architecture(ours):
         return False
-    return fingerprint(towers[0], frozenset()) == fingerprint(towers[1], frozenset())
+    known = dict(ours.named_parameters())
+    return all(torch.equal(known[name].detach().to(their), their.detach()) for name, their in theirs.named_parameters())
+
+
+def _architecture(tower: PreTrainedModel) -> dict[str, Any]:
+    facts = tower.config.to_diff_dict()
+    return {name: value for name, value in facts.items() if name != "dtype"}
