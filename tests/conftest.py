@@ -16,6 +16,18 @@ torch.set_num_threads(1)
 SHIPPED = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(autouse=True)
+def no_estimate_before_a_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate takes seconds, a run here a fraction of one; tests of estimates ask for the fixture `estimates`."""
+    if "estimates" not in request.fixturenames:
+        monkeypatch.setattr("distilvlm.runs.expense.estimate", lambda *_, **__: [])
+
+
+@pytest.fixture
+def estimates() -> None:
+    """Runs of this test estimate their cost."""
+
+
 def asked_for(config: pytest.Config) -> Golden:
     return find(config.getoption("--golden") or SHIPPED)  # the option is registered by distilvlm.pytest_plugin
 

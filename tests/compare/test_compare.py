@@ -72,6 +72,7 @@ def test_every_seed_is_made_asked_and_written_down(comparison: Path, tmp_path: P
     assert content["seeds"][1]["differences"]["colours"]["teacher - control"] == vars(gap)
     assert content["questions"]["captions"] == {"title": "Colours", "measure": "exact", "n": 10, "pictures": 10}
     assert content["models"]["teacher"]["parameters"] > content["models"]["teacher"]["language_model_parameters"] > 0
+    assert "Colours" in (out / "report.html").read_text()
     table = (out / "table.md").read_text()
     assert "| distilled − question-only |  |" in table and "seed 1" in table
     assert results.seeds[1].rows["colours"]["majority"].exact_match.mean > 0

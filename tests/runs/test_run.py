@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ from distilvlm.data import DataError
 from distilvlm.data import dataset as dataset_module
 from distilvlm.data.geometry import decode
 from distilvlm.models import forward
+from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe
+from distilvlm.runs import execute
 from distilvlm.runs.directory import RunDirectory, RunError
 from distilvlm.runs.events import read_events
 from distilvlm.teachers import TeacherError
@@ -187,6 +192,35 @@ def test_a_non_finite_term_stops_the_run_and_keeps_the_batch(
     assert [row["source"] for row in json.loads((kept / "report.json").read_text())["rows"]] == ["questions"] * 2
     done = [event for event in read_events(tmp_path / "run/events.jsonl") if event["event"] == "update"]
     assert len(done) == 1
+
+
+@pytest.mark.usefixtures("estimates")
+def test_a_run_keeps_what_it_was_expected_to_take_beside_what_it_took(recipe: Path, tmp_path: Path) -> None:
+    distilvlm.run(recipe, directory=tmp_path / "run")
+    (stage,) = json.loads((tmp_path / "run" / "cost.json").read_text())["stages"]
+    assert stage["stage"] == "sft"
+    expected, measured = stage["estimate"], stage["measured"]
+    assert abs(expected["disk_bytes"] / measured["disk_bytes"] - 1) < 0.05
+    assert abs(expected["peak_memory_bytes"] / measured["peak_memory_bytes"] - 1) < 0.5
+    updates = [event["seconds"] for event in read_events(tmp_path / "run/events.jsonl") if event["event"] == "update"]
+    assert measured["seconds_per_update"] == pytest.approx(statistics.median(updates[1:]))
+
+
+def test_a_finished_stage_leaves_no_gradients_and_moments(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[object] = []
+    original = execute._save
+
+    def saved(recipe: Recipe, student: VLM, place: RunDirectory) -> None:
+        left.extend(p.grad for p in student.model.parameters() if p.grad is not None)
+        left.extend(one for one in gc.get_objects() if type(one) is torch.optim.AdamW and one.state)
+        original(recipe, student, place)
+
+    gc.collect()
+    monkeypatch.setattr(execute, "_save", saved)
+    distilvlm.run(recipe, directory=tmp_path / "run")
+    assert left == []
 
 
 def test_text_only_batches_do_not_run_the_tower(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

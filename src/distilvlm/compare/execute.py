@@ -14,6 +14,7 @@ from distilvlm.models import build
 from distilvlm.models.files import sweep
 from distilvlm.models.packaged import prepare
 from distilvlm.recipe import ModelSpec, Recipe, load_recipe
+from distilvlm.report import write_report
 from distilvlm.runs.execute import run
 
 from .ask import Asker, baselines, read_questions
@@ -23,7 +24,7 @@ from .table import Results, Seed, Size
 
 
 def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
-    """Train and compare; prints the tables and writes `table.md` and `comparison.json` into `directory`.
+    """Train and compare; prints the tables, writes `table.md`, `comparison.json` and `report.html` into `directory`.
 
     The same call continues what was interrupted.
 
@@ -64,6 +65,7 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
         results = Results(comparison, done, sizes)
         results.print(console)
         results.write(directory, clock.seconds)
+    console.print(f"report: {write_report(directory)}", highlight=False, soft_wrap=True)
     return results
 
 

@@ -16,7 +16,8 @@ from distilvlm.recipe import Section, SourceSpec, load_file
 
 
 class Conversion(Section):
-    """Data that `distilvlm data convert` makes: DIR/data/NAME.jsonl, and with 'hold_out' NAME-test.jsonl."""
+    """Data that `distilvlm data convert` makes: DIR/data/NAME.jsonl, or NAME-train.jsonl and NAME-test.jsonl where
+    some is held out."""
 
     format: str
     source: str = Field(alias="from")

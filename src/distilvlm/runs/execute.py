@@ -25,6 +25,7 @@ from . import about
 from .console import CONSOLE, reporter
 from .consultation import consult
 from .directory import RunDirectory, RunError
+from .expense import expect
 from .material import check
 from .stage import StageRun
 from .student import Student
@@ -97,6 +98,8 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     student.vlm.to(accelerator.device)
     if accelerator.is_main_process:
         consult(recipe, student.vlm, teacher, material, place)
+        data = {name: rows for name, (rows, _) in material.items()}
+        expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
     accelerator.wait_for_everyone()
     del material  # each stage reads its data again, with features: what all of them hold at once may be a lot
     with _same_bits_on_cuda(accelerator):
@@ -109,8 +112,11 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
             elif teacher is None:
                 teacher = _teacher(recipe, student.vlm, accelerator)
             run_of_stage.execute(teacher)
+            if run_of_stage is not stages[-1]:
+                run_of_stage.settle()
     if accelerator.is_main_process:
         _save(recipe, student.vlm, place)
+    stages[-1].settle()  # its disk holds the finished student, too
 
 
 def _save(recipe: Recipe, student: VLM, place: RunDirectory) -> None:

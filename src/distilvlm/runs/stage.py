@@ -6,14 +6,16 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from distilvlm.cost import Meter
 from distilvlm.data import Batch, batches
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward
@@ -29,6 +31,7 @@ from .checkpoint import Position
 from .console import Reporter
 from .directory import RunDirectory, RunError
 from .events import Events
+from .expense import settle
 from .material import Material, prepare, quarantine
 from .student import Student
 
@@ -51,6 +54,8 @@ class StageRun:
         self.student, self.place, self.accelerator, self.reporter = student, place, accelerator, reporter
         self.checkpoints = place.checkpoints(index, self.stage.name)
         self.final = place.final(index, self.stage.name)
+        self.meter = Meter(accelerator.device, place.path)
+        self.executed: Literal["not", "in part", "whole"] = "not"  # in this process
 
     @property
     def finished(self) -> bool:
@@ -74,6 +79,7 @@ class StageRun:
             NonFiniteError: after the batch was kept.
         """
         logger.info("stage '%s': %d of %d", self.stage.name, self.index + 1, len(self.recipe.stages))
+        self.meter.start()
         self.student.transform(self.stage)
         by_part = self.student.choose(self.stage)
         self.parameters: dict[str, nn.Parameter] = {n: p for members in by_part.values() for n, p in members.items()}
@@ -99,8 +105,22 @@ class StageRun:
                 logger.error("the batch is kept in %s", self._keep(error))
                 raise
             self._finish(material.updates, position.base, events)
+        self.meter.stop()
+        self.executed = "in part" if position.update else "whole"
         self.student.mark_trained(set(self.parameters))
+        # Moments and gradients of what this stage trained would stay through all later ones: gigabytes.
+        del self.optimizer
+        vlm.model.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
+
+    def settle(self) -> None:
+        """Note what the stage took, as far as this process saw it."""
+        if self.executed == "not" or not self.accelerator.is_main_process:
+            return
+        measured = self.meter.measured()
+        if self.executed == "in part":  # what an earlier process left is not this one's
+            measured = replace(measured, disk_bytes=None)
+        settle(self.stage.name, measured, self.place)
 
     def _train(self, loop: Loop, material: Material, position: Position, events: Events | None) -> None:
         every = self.recipe.machine.checkpoint_every
@@ -112,6 +132,7 @@ class StageRun:
                     events.write("update", stage=self.stage.name, **asdict(update))
                 self._track(update, earlier + update.number)
                 self.reporter.update(update)
+                self.meter.update(update.seconds)
                 if update.number % every == 0 and update.number < material.updates:
                     self._checkpoint(update.number, position.base, events)
         finally:
