@@ -11,7 +11,7 @@ from rich.console import Console
 
 from distilvlm.evaluate import Evaluation
 from distilvlm.models import build
-from distilvlm.models.files import sweep
+from distilvlm.models.files import sweep, write_whole
 from distilvlm.models.packaged import prepare
 from distilvlm.recipe import ModelSpec, Recipe, load_recipe
 from distilvlm.report import write_report
@@ -98,9 +98,16 @@ def _asked(comparison: Comparison, plan: _Plan, recipes: Mapping[str, Recipe], a
     }
     for run_name in comparison.asked:
         place = plan.places[run_name]
+        if place.parent != plan.directory:  # made once: its answers are there already
+            _copy_answers(place.parent / "answers", answers, run_name)
         for name, row in asker.ask(run_name, place / "model", recipes[run_name], answers).items():
             rows[name][run_name] = row
     return Seed(plan.seed, rows, {name: plan.places[name] for name in plan.places})
+
+
+def _copy_answers(there: Path, here: Path, run_name: str) -> None:
+    for file in there.glob(f"*/{run_name}.*"):
+        write_whole(here / file.relative_to(there), file.read_bytes())
 
 
 def _size(model: Path) -> Size:
