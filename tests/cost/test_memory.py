@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from distilvlm.cost import estimate
 from distilvlm.cost.memory import Live, Situation, _watch, phases
 from distilvlm.cost.scale import filled, scale_model, train_only, trained
-from distilvlm.cost.shapes import of_stage, stage_data
+from distilvlm.cost.shapes import of_stage
 from distilvlm.cost.step import Step
 from distilvlm.data import read
+from distilvlm.data.stage import stage_data
 from distilvlm.losses.objective import Objective
 from distilvlm.models import build
 from distilvlm.models.vlm import VLM
@@ -25,7 +26,8 @@ def situation(recipe: Recipe, models: tuple[VLM, VLM], index: int = 2, **changes
     student, teacher = models
     stage = recipe.stages[index]
     objective = Objective(**stage.loss.model_dump())
-    data = stage_data(recipe, stage, student, [read(recipe.data[name], name) for name in stage.data])
+    sources = [read(recipe.data[name], name) for name in stage.data]
+    data = stage_data(recipe, stage, student.tokenizer, student.layout, sources)
     shapes = of_stage(recipe, index, objective, student, data, None, 1)
     made = Situation(
         student=student,

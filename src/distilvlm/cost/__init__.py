@@ -2,7 +2,6 @@
 
 from .meter import Measured, Meter
 from .numbers import as_bytes, as_seconds
-from .shapes import stage_data
 from .side_by_side import compare, line, load, record
 from .stages import StageCost, estimate, this_machine
 
@@ -17,6 +16,5 @@ __all__ = [
     "line",
     "load",
     "record",
-    "stage_data",
     "this_machine",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distilvlm.data import Batch, Order, Source, StageData
+from distilvlm.data import Batch, Order, StageData
 from distilvlm.data.batch import IGNORED, SampleKey
 from distilvlm.data.collate import collate
 from distilvlm.data.dataset import Sample
@@ -18,7 +18,7 @@ from distilvlm.data.sampler import shares
 from distilvlm.data.template import SAFE_ID
 from distilvlm.losses.objective import Objective
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import Recipe, StageSpec
+from distilvlm.recipe import Recipe
 
 ENCODED = 256
 """Samples that are encoded to learn the mean length of a stage's rows."""
@@ -109,21 +109,6 @@ def of_stage(
         largest=largest,
         pictures=_distinct_pictures(data, order, total),
         total=total,
-    )
-
-
-def stage_data(recipe: Recipe, stage: StageSpec, student: VLM, sources: Sequence[Source]) -> StageData:
-    """The data of a stage, for its shapes only: it reads no picture."""
-    layout = student.layout
-    return StageData(
-        sources,
-        student.tokenizer,
-        placeholders=layout.placeholders,
-        visual=layout.visual,
-        pictures=recipe.pictures,
-        size=layout.size,
-        max_length=stage.max_length,
-        seed=recipe.seed,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from distilvlm.data import StageData, read
 from distilvlm.data.problems import RowError
+from distilvlm.data.stage import stage_data
 from distilvlm.losses.objective import Objective
 from distilvlm.models.features import FeatureError, FeatureReader
 from distilvlm.models.vlm import VLM
@@ -145,7 +146,8 @@ class _Stage:
                 looked[key] = None
                 if here and self.student.tokenizer is not None:
                     sources = [read(self.recipe.data[name], name) for name in names]
-                    looked[key] = shapes.stage_data(self.recipe, self.spec, self.student, sources)
+                    student = self.student
+                    looked[key] = stage_data(self.recipe, self.spec, student.tokenizer, student.layout, sources)
             self.data = looked[key]
         rows = [self.recipe.data[name].rows for name in names]
         samples = None if None in rows else sum(row for row in rows if row is not None)

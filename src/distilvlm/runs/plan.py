@@ -12,6 +12,7 @@ from distilvlm import cost
 from distilvlm.cost import StageCost
 from distilvlm.data import DataError, Source, StageData, Template, read, showings
 from distilvlm.data.problems import RowError
+from distilvlm.data.stage import stage_data
 from distilvlm.models import NotHere, build, parts
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
@@ -121,7 +122,7 @@ def _data(recipe: Recipe, student: VLM, sources: Mapping[str, Source | None]) ->
     for stage in recipe.stages:
         own = [source for name in stage.data if (source := sources[name]) is not None]
         if len(own) == len(stage.data) and student.tokenizer is not None:
-            found[stage.name] = cost.stage_data(recipe, stage, student, own)
+            found[stage.name] = stage_data(recipe, stage, student.tokenizer, student.layout, own)
     return found
 
 
