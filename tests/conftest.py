@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,15 @@ from tests.golden_cases import Golden, find
 torch.set_num_threads(1)
 
 SHIPPED = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def keep_log_level() -> Iterator[None]:
+    """Commands that are called in this process quieten the package's log; the next test reads it."""
+    logger = logging.getLogger("distilvlm")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -146,3 +146,15 @@ def test_data_is_converted_once_and_again_when_its_source_or_options_change(tmp_
     Image.new("RGB", (8, 8)).save(source / "hat" / "1.png")
     execute.converted("c", spec, out)
     assert len((out / "c.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_comparison_on_photographs_finds_its_recipes_and_differs_in_losses_only(tmp_path: Path) -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    comparison = load_comparison(recipes / "photos.yaml", tmp_path)
+    control, distilled = (load_recipe(run.recipe) for run in comparison.runs if run.name != "teacher")
+    kept = {"name", "loss"}
+    assert [one.model_dump(exclude=kept) for one in control.stages] == [
+        one.model_dump(exclude=kept) for one in distilled.stages
+    ]
+    assert control.student == distilled.student and control.data == distilled.data
+    assert [stage.loss.needs_teacher for stage in distilled.stages] == [True, False, True]
