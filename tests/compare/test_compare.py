@@ -98,6 +98,20 @@ def test_the_same_call_asks_and_trains_nothing_again(
         compare(comparison, out)
 
 
+def test_features_are_kept_with_the_tower_of_a_student_that_an_earlier_run_made(
+    comparison: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load((tmp_path / "plain.yaml").read_text())
+    later = recipe | {"student": {"from": "${BASE}"}, "pictures": {"features": "${COMPARISON}/features"}}
+    (tmp_path / "later.yaml").write_text(yaml.safe_dump(later))
+    base = {"name": "base", "recipe": "plain.yaml", "asked": False, "once": True}  # its tower is drawn by its seed
+    runs = [base, {"name": "later", "recipe": "later.yaml"}]
+    results = compare(changed(comparison, runs=runs, differences=[]), tmp_path / "out", seeds=2)
+    assert len(results.seeds) == 2
+    kept = json.loads((tmp_path / "out" / "features" / "index.json").read_text())
+    assert len(kept) == 10  # every picture once, those that only questions show among them
+
+
 def test_a_fault_in_the_last_recipe_is_told_before_the_first_run(comparison: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "distilled.yaml"
     recipe.write_text(recipe.read_text().replace("response", "respone"))

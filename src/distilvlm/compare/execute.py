@@ -46,16 +46,18 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
             prepare(comparison.prepare.weights, directory / "weights")
         for name, spec in comparison.prepare.data.items():
             converted(name, spec, directory / "data")
-    with clock("features"):
-        keep_features(
-            (recipe for plan in plans[:1] for recipe in plan.recipes().values()), comparison.questions.values()
-        )
     asker = Asker(comparison.questions, read_questions(comparison.questions))
     done: list[Seed] = []
     sizes: dict[str, Size] = {}
+    kept: set[str | None] = {None}
     for plan in plans:
         recipes = plan.recipes()
         for spec in plan.makes:
+            if recipes[spec].pictures.features not in kept:
+                # Not before: the student whose tower makes them may come of an earlier run.
+                with clock("features"):
+                    keep_features(recipes[spec], recipes.values(), comparison.questions.values())
+                kept.add(recipes[spec].pictures.features)
             with clock(f"seed {plan.seed}: {spec}"):
                 run(recipes[spec], directory=plan.places[spec])
         with clock(f"seed {plan.seed}: answers"):

@@ -57,27 +57,16 @@ def _content(source: Path) -> str:
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
-def keep_features(recipes: Iterable[Recipe], questions: Iterable[QuestionSpec]) -> None:
-    """Run each frozen encoder over every picture that its runs see or are asked about, once for all of them."""
-    asked = [one.source for one in questions]
-    seen: dict[str, set[str]] = {}
-    first: dict[str, Recipe] = {}
-    for recipe in recipes:
-        if recipe.pictures.features is None:
-            continue
-        store = recipe.pictures.features
-        first.setdefault(store, recipe)
-        for spec in [*recipe.data.values(), *asked]:
-            pictures = (path for record in read(spec, "pictures").records for path in record.images)
-            seen.setdefault(store, set()).update(pictures)
-    for store, recipe in first.items():
-        _keep(store, recipe, sorted(seen[store]))
-
-
-def _keep(store: str, recipe: Recipe, pictures: list[str]) -> None:
+def keep_features(recipe: Recipe, recipes: Iterable[Recipe], questions: Iterable[QuestionSpec]) -> None:
+    """Run the frozen encoder of `recipe` over every picture that runs with the same store see or are asked about."""
+    store = recipe.pictures.features
+    assert store is not None
+    sources = [spec for one in recipes if one.pictures.features == store for spec in one.data.values()]
+    sources += [one.source for one in questions]
+    pictures = {path for spec in sources for record in read(spec, "pictures").records for path in record.images}
     vlm = build(recipe.student, recipe.seed)
     if torch.cuda.is_available():
         vlm.to("cuda")
     geometry, size, padding = recipe.pictures.geometry, vlm.layout.size, background(vlm.layout)
     features = FeatureStore(store, vlm.layout, fingerprint(vlm.model.model.vision_tower), geometry)
-    features.fill(pictures, vlm, lambda path: canvas(decode(path), geometry, size, padding), batch=32)
+    features.fill(sorted(pictures), vlm, lambda path: canvas(decode(path), geometry, size, padding), batch=32)
