@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from distilvlm.compare import compare, execute, load_comparison
+from distilvlm.data import DataError
 from distilvlm.evaluate import difference, rescored
 from distilvlm.recipe import RecipeError, load_recipe
 from tests.runs.tiny import write_recipe
@@ -118,6 +119,15 @@ def test_a_fault_in_the_last_recipe_is_told_before_the_first_run(comparison: Pat
     with pytest.raises(RecipeError, match="did you mean 'response'"):
         compare(comparison, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_training_answers_whose_pictures_are_not_there_are_refused_and_not_left_out(
+    comparison: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nowhere").mkdir()
+    questions = yaml.safe_load(comparison.read_text())["questions"]["colours"] | {"training_images": "./nowhere"}
+    with pytest.raises(DataError, match=r"questions\.json, row 0, field 'image'.*nowhere"):
+        compare(changed(comparison, questions={"colours": questions}), tmp_path / "out")
 
 
 def test_a_difference_with_something_that_is_not_asked_is_refused(comparison: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distilvlm.data import Source, read
+from distilvlm.data import Source, raise_or_quarantine, read
 from distilvlm.evaluate import Evaluation, evaluate, majority, question_only, questions_of, rescored, score
 from distilvlm.models.features import FeatureReader
 from distilvlm.models.files import sha256, write_whole
@@ -25,7 +25,8 @@ def read_questions(questions: Mapping[str, QuestionSpec]) -> dict[str, Source]:
 
 def baselines(spec: QuestionSpec, source: Source, answers: Path) -> dict[str, Evaluation]:
     """What is right without looking: the most common training answer, and the best guess from the question alone."""
-    training = read(SourceSpec(path=spec.training, images=spec.images), "training")
+    training = read(SourceSpec(path=spec.training, images=spec.training_images or spec.images), "training")
+    raise_or_quarantine(training.bad, "fatal")
     pairs = [(question.text, question.answer) for question in questions_of(training.records)]
     asked = list(questions_of(source.records))
     usual, blind = majority(answer for _, answer in pairs), question_only(pairs)

@@ -54,6 +54,7 @@ class QuestionSpec(Section):
     path: str
     images: str | None = None
     training: str = Field(description="data file whose answers the baselines know: majority and question-only")
+    training_images: str | None = Field(default=None, description="directory of that file's pictures; default: images")
     template: Literal["chat", "vicuna", "plain"] = "chat"
     measure: Literal["exact", "accurate"] = Field(
         default="accurate", description="exact: the same string; accurate: the same after VQA's normalisation"

@@ -16,7 +16,7 @@ from distilvlm.recipe.errors import RecipeError, named
 from distilvlm.recipe.merge import VERBATIM
 from distilvlm.recipe.tree import is_list, is_mapping
 
-PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features", "recipe", "training"})
+PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features", "recipe", "training", "training_images"})
 _REFERENCE = re.compile(r"\$\$\{|\$\{[^}]*\}?")
 _WELL_FORMED = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?P<or>:-(?P<default>[^${}]*))?\}")
 
