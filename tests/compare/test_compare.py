@@ -128,6 +128,7 @@ def test_training_answers_whose_pictures_are_not_there_are_refused_and_not_left_
     questions = yaml.safe_load(comparison.read_text())["questions"]["colours"] | {"training_images": "./nowhere"}
     with pytest.raises(DataError, match=r"questions\.json, row 0, field 'image'.*nowhere"):
         compare(changed(comparison, questions={"colours": questions}), tmp_path / "out")
+    assert not (tmp_path / "out" / "seed-0").exists()  # before the first run
 
 
 def test_a_difference_with_something_that_is_not_asked_is_refused(comparison: Path, tmp_path: Path) -> None:

@@ -23,18 +23,19 @@ def read_questions(questions: Mapping[str, QuestionSpec]) -> dict[str, Source]:
     return {name: read(spec.source, name) for name, spec in questions.items()}
 
 
-def baselines(spec: QuestionSpec, source: Source, answers: Path) -> dict[str, Evaluation]:
-    """What is right without looking: the most common training answer, and the best guess from the question alone."""
+def baselines(spec: QuestionSpec, source: Source) -> dict[str, Evaluation]:
+    """What is right without looking: the most common training answer, and the best guess from the question alone.
+
+    Raises:
+        DataError: rows of the training file can't be used.
+    """
     training = read(SourceSpec(path=spec.training, images=spec.training_images or spec.images), "training")
     raise_or_quarantine(training.bad, "fatal")
     pairs = [(question.text, question.answer) for question in questions_of(training.records)]
     asked = list(questions_of(source.records))
     usual, blind = majority(answer for _, answer in pairs), question_only(pairs)
     given = ([usual for _ in asked], [blind(question.text) for question in asked])
-    rows = {name: score(asked, texts, by_picture=True) for name, texts in zip(BASELINES, given, strict=True)}
-    for name, row in rows.items():
-        row.write(answers / f"{name}.jsonl")
-    return rows
+    return {name: score(asked, texts, by_picture=True) for name, texts in zip(BASELINES, given, strict=True)}
 
 
 class Asker:

@@ -47,6 +47,8 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
         for name, spec in comparison.prepare.data.items():
             converted(name, spec, directory / "data")
     asker = Asker(comparison.questions, read_questions(comparison.questions))
+    # Before the runs: what is wrong with the questions must not come to light after hours.
+    blind = {name: baselines(spec, asker.read[name]) for name, spec in comparison.questions.items()}
     done: list[Seed] = []
     sizes: dict[str, Size] = {}
     kept: set[str | None] = {None}
@@ -61,7 +63,7 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
             with clock(f"seed {plan.seed}: {spec}"):
                 run(recipes[spec], directory=plan.places[spec])
         with clock(f"seed {plan.seed}: answers"):
-            done.append(_asked(comparison, plan, recipes, asker))
+            done.append(_asked(comparison, plan, recipes, asker, blind))
         for name in comparison.asked:
             sizes.setdefault(name, _size(plan.places[name] / "model"))
         results = Results(comparison, done, sizes)
@@ -93,11 +95,18 @@ class _Plan:
         }
 
 
-def _asked(comparison: Comparison, plan: _Plan, recipes: Mapping[str, Recipe], asker: Asker) -> Seed:
+def _asked(
+    comparison: Comparison,
+    plan: _Plan,
+    recipes: Mapping[str, Recipe],
+    asker: Asker,
+    blind: Mapping[str, Mapping[str, Evaluation]],
+) -> Seed:
     answers = plan.directory / "answers"
-    rows: dict[str, dict[str, Evaluation]] = {
-        name: baselines(spec, asker.read[name], answers / name) for name, spec in comparison.questions.items()
-    }
+    rows: dict[str, dict[str, Evaluation]] = {name: dict(evaluations) for name, evaluations in blind.items()}
+    for name, evaluations in blind.items():
+        for who, evaluation in evaluations.items():
+            evaluation.write(answers / name / f"{who}.jsonl")
     for run_name in comparison.asked:
         place = plan.places[run_name]
         if place.parent != plan.directory:  # made once: its answers are there already
