@@ -15,6 +15,7 @@ from distilvlm.data.collate import collate
 from distilvlm.data.dataset import Sample
 from distilvlm.data.problems import RowError
 from distilvlm.data.sampler import shares
+from distilvlm.data.stage import stage_order
 from distilvlm.data.template import SAFE_ID
 from distilvlm.losses.objective import Objective
 from distilvlm.models.vlm import VLM
@@ -83,16 +84,7 @@ def of_stage(
         assumed = f"its data is not here: every row is taken for one picture and {text} positions of text"
         return Shapes([counts], batch, batch, None, updates, assumed)
 
-    order = Order(
-        len(data),
-        stage.optim.batch,
-        recipe.seed,
-        str(index),
-        stage.order,
-        data.lengths,
-        data.picture_counts,
-        data.mixture,
-    )
+    order = stage_order(recipe, index, data)
     total = order.total_updates(stage.optim.epochs, stage.optim.updates)
     count = min(total, max(2, min(16, ENCODED // stage.optim.batch)))
     numbers = sorted({int(number) for number in np.linspace(0, total - 1, count)})

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from distilvlm.data.dataset import FeatureReader, StageData
 from distilvlm.data.readers import Source
+from distilvlm.data.sampler import Order
 from distilvlm.recipe.schema import Recipe, StageSpec
 
 
@@ -57,4 +58,22 @@ def stage_data(
         background=background(layout),
         feature_reader=reader,
         on_bad_row=recipe.machine.on_bad_row,
+    )
+
+
+def stage_order(recipe: Recipe, index: int, data: StageData) -> Order:
+    """The order in which stage `index` sees its samples.
+
+    Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
+    """
+    stage = recipe.stages[index]
+    return Order(
+        len(data),
+        stage.optim.batch,
+        recipe.seed,
+        str(index),
+        stage.order,
+        data.lengths,
+        data.picture_counts,
+        data.mixture,
     )

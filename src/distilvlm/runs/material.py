@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine, read
 from distilvlm.data.geometry import canvas, decode
-from distilvlm.data.stage import background, stage_data
+from distilvlm.data.stage import background, stage_data, stage_order
 from distilvlm.models.features import FeatureReader, FeatureStore
 from distilvlm.models.files import write_whole
 from distilvlm.models.fingerprint import fingerprint
@@ -71,17 +71,7 @@ def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerat
         quarantine(place.quarantine(0), stage, report.bad)
     if report.bad:
         data = data.without(report.bad)
-    # Seeded by the stage's place and not its name: runs that are compared see their samples in the same order.
-    order = Order(
-        len(data),
-        stage.optim.batch,
-        recipe.seed,
-        str(index),
-        stage.order,
-        data.lengths,
-        data.picture_counts,
-        data.mixture,
-    )
+    order = stage_order(recipe, index, data)
     return Material(data, order, order.total_updates(stage.optim.epochs, stage.optim.updates), report)
 
 
