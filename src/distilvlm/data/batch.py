@@ -14,6 +14,11 @@ IGNORED = -100
 """Label of a position without a text target (the convention of torch's and transformers' cross-entropy)."""
 
 
+CHOSEN, REJECTED, MISMATCHED = 1, -1, 0
+"""What a sequence of a preference record is: the better answer (or one rated desirable), the worse one (or one rated
+undesirable), or another record's answer, which only measures how far the student has moved (KTO's z0)."""
+
+
 @dataclass(frozen=True)
 class SampleKey:
     """Where a sample comes from, for messages and the quarantine file."""
@@ -43,6 +48,9 @@ class Batch:
     of a tower are among them where the stock class cannot drop them. `visual_rows` are the picture's own tokens among
     them, which the visual terms use (not shifted). `response_rows` are the positions whose *next* token is supervised
     (already shifted), `response_targets` those next tokens.
+
+    A record of preferences is two samples next to each other: chosen and rejected, or a rated answer and a mismatched
+    one. Both show the record's pictures, and have its weight.
     """
 
     input_ids: Tensor  # [samples, length] int64; under a placeholder stands an id that is safe to embed
@@ -56,6 +64,8 @@ class Batch:
     features: Tensor | None  # [pictures, placeholders, d_vision] kept features of the frozen tower
     keys: tuple[SampleKey, ...]  # one per sample
     bad: tuple[BadRow, ...] = ()  # rows of this batch that turned out unusable while loading; their weight is 0
+    roles: Tensor | None = None  # [samples] int64, of preferences only: CHOSEN, REJECTED or MISMATCHED
+    reference: Tensor | None = None  # [samples] float64: log-probability that the reference gives to each answer
 
     @property
     def samples(self) -> int:

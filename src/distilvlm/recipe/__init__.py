@@ -4,7 +4,9 @@ from distilvlm.recipe.dump import differences, dump_recipe, read_dump
 from distilvlm.recipe.errors import RecipeError
 from distilvlm.recipe.load import load_file, load_recipe
 from distilvlm.recipe.schema import (
+    TERMS,
     Augmentation,
+    Departure,
     LanguageSpec,
     LossSpec,
     MachineSpec,
@@ -19,11 +21,14 @@ from distilvlm.recipe.schema import (
     StageSpec,
     TeacherSpec,
     Transform,
+    Upcycle,
     VisionSpec,
 )
 
 __all__ = [
+    "TERMS",
     "Augmentation",
+    "Departure",
     "LanguageSpec",
     "LossSpec",
     "MachineSpec",
@@ -39,6 +44,7 @@ __all__ = [
     "StageSpec",
     "TeacherSpec",
     "Transform",
+    "Upcycle",
     "VisionSpec",
     "differences",
     "dump_recipe",

@@ -123,7 +123,7 @@ class PictureSpec(Section):
 
 
 class SourceSpec(Section):
-    """One data source: LLaVA JSON/JSONL or OpenAI-style messages."""
+    """One data source: LLaVA JSON/JSONL or OpenAI-style messages; also pairs of answers, or rated ones."""
 
     path: str
     images: str | None = Field(
@@ -145,24 +145,54 @@ class SourceSpec(Section):
     )
 
 
+PreferenceKind = Literal["kto", "kto_unpaired", "dpo", "ipo", "hinge"]
+
+
 class LossSpec(Section):
-    """Weights of a stage's loss terms; 0 leaves a term out."""
+    """Weights of a stage's loss terms; 0 leaves a term out. What shapes a term stands behind the weights."""
 
     text: float = Field(default=1.0, ge=0, description="cross-entropy of response tokens")
     response: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on response rows")
     visual: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on visual rows")
     relation: float = Field(default=0.0, ge=0, description="1 − cosine of the visual tokens' relation matrices")
+    balance: float = Field(
+        default=0.0, ge=0, description="load balance of experts, summed over sparse layers; LLaVA-MoD's code has 0.01"
+    )
+    preference: float = Field(
+        default=0.0, ge=0, description="preference loss of pairs or of rated answers, with the teacher as reference"
+    )
     temperature: float = Field(default=1.0, gt=0, description="of the divergences; no τ² factor (LLaVA-KD's code)")
+    preference_kind: PreferenceKind = Field(
+        default="kto", description="kto: pairs (LLaVA-MoD); kto_unpaired: single rated answers; dpo, ipo, hinge: pairs"
+    )
+    beta: float = Field(default=0.1, gt=0, description="of the preference loss (LLaVA-MoD's code)")
+    desirable: float = Field(default=1.0, ge=0, description="weight of desirable answers (kto, kto_unpaired)")
+    undesirable: float = Field(default=1.0, ge=0, description="weight of undesirable answers (kto, kto_unpaired)")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="share of pairs that are the wrong way (dpo)")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
-        if not (self.text or self.response or self.visual or self.relation):
+        if not (self.text or self.response or self.visual or self.relation or self.preference):
             raise ValueError("every loss weight is 0: the stage would learn nothing")
+        compared = [name for name in ("text", "response", "visual", "relation") if getattr(self, name)]
+        if self.preference and compared:
+            zeros = ", ".join(f"{name}: 0" for name in compared)
+            raise ValueError(f"a stage of preferences has no {' or '.join(compared)} loss: set {zeros}")
         return self
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.response or self.visual or self.relation)
+        """Whether the teacher gives targets, or log-probabilities that are kept before the stage begins."""
+        return bool(self.response or self.visual or self.relation or self.preference)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term -> weight, of the terms that are not left out."""
+        return {name: weight for name in TERMS if (weight := float(getattr(self, name)))}
+
+
+TERMS = ("text", "response", "visual", "relation", "balance", "preference")
+"""The loss terms that a stage may weigh."""
 
 
 class OptimSpec(Section):
@@ -194,15 +224,50 @@ class Reset(Section):
     parts: list[str] = Field(min_length=1)
 
 
-Transform = Annotated[Reset, Field(discriminator="do")]
+class Upcycle(Section):
+    """Make feed-forwards sparse: each becomes several experts that are copies of it, and a router (LLaVA-MoD)."""
+
+    do: Literal["upcycle"]
+    experts: int = Field(default=4, ge=2, description="copies of a layer's feed-forward")
+    top_k: int = Field(default=2, ge=1, description="experts that serve a token")
+    layers: Literal["even", "odd", "first_half", "second_half", "all"] | list[int] = Field(
+        default="even", description="which layers become sparse; even: every second one, from layer 0"
+    )
+    second_expert: Literal["argmax", "gumbel"] = Field(
+        default="argmax", description="gumbel: later choices are drawn by their probability, in training only"
+    )
+    capacity: float | None = Field(
+        default=None, gt=0, description="a training batch's tokens per expert, as a factor of an even share; more drop"
+    )
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Upcycle:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k is {self.top_k}, but there are only {self.experts} experts")
+        return self
+
+
+Transform = Annotated[Reset | Upcycle, Field(discriminator="do")]
 """What a stage may do to the student before it trains. A new method adds a class here and its code in `models/`."""
+
+Departure = Literal["unshifted_mask", "token_mean", "doubled_balance", "padding", "undetached_z0", "gumbel", "capacity"]
+"""Where LLaVA-MoD's code differs from what this package does by default (specification §2.3, §1.3, §1.4, §2.4):
+
+unshifted_mask   the response divergence stands one position late: on the answers' tokens, not on their predictions
+token_mean       text and response are means over the micro-batch's tokens, not over samples
+doubled_balance  the balance loss counts twice beside the text loss
+padding          padding counts in the balance loss, which is formed over the whole micro-batch
+undetached_z0    KTO's z0 is each micro-batch's own, and carries a gradient
+gumbel           the second expert is drawn, in training
+capacity         experts take 1.5 times an even share of a training batch's tokens
+"""
 
 
 class StageSpec(Section):
     """One stage: transform the student → choose what trains → train it against targets."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    transform: list[Reset] = []
+    transform: list[Transform] = []
     train: list[str] = Field(min_length=1, description="parts that train: projector, language, vision, ...")
     data: list[str] = Field(min_length=1, description="names of data sources")
     loss: LossSpec = LossSpec()
@@ -211,6 +276,9 @@ class StageSpec(Section):
         default="random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
     )
     max_length: int = Field(default=2048, gt=0, description="positions, visual tokens included; longer rows are cut")
+    reference: list[Departure] = Field(
+        default=[], description="parity with LLaVA-MoD's code where this package departs from it on purpose"
+    )
 
 
 class MachineSpec(Section):
