@@ -30,13 +30,17 @@ def neutralise(text: str, field: str) -> tuple[str, int]:
     return text.replace(IMAGE_TOKEN, NEUTRAL), reserved + typed
 
 
-def place(turns: Sequence[Turn], pictures: int, field: str) -> tuple[list[Turn], int, bool]:
+def place(turns: Sequence[Turn], pictures: int, field: str, places: Sequence[str]) -> tuple[list[Turn], int, bool]:
     """Find the markers of `pictures` pictures in turns that hold them as the text `<image>` (LLaVA's files).
 
     Markers stand in user turns. Where there are more `<image>` than pictures, those alone on their line are the
     markers if their number is right; every other one was typed and is neutralised. A single picture's marker is moved
     to the front of its turn, `<image>\\n{question}` (LLaVA's published preprocessing); one that is missing is put there
     in the first user turn.
+
+    Args:
+        field: how errors call the conversation.
+        places: how they call each turn.
 
     Returns:
         the turns with PICTURE characters, the number of neutralised places, and whether the marker was missing.
@@ -55,7 +59,7 @@ def place(turns: Sequence[Turn], pictures: int, field: str) -> tuple[list[Turn],
     placed: list[Turn] = []
     neutralised = 0
     awaited = added
-    for position, turn in enumerate(turns):
+    for turn, where in zip(turns, places, strict=True):
         text, count = (turn.text, 0) if turn.text.isascii() else _RESERVED.subn("\ufffd", turn.text)
         if turn.role == "user" and pictures:
             if found == pictures:
@@ -66,7 +70,7 @@ def place(turns: Sequence[Turn], pictures: int, field: str) -> tuple[list[Turn],
                 text, awaited = PICTURE + text, False
             if pictures == 1 and PICTURE in text:
                 text = f"{PICTURE}\n{text.replace(PICTURE, '').strip()}".strip()
-        cleaned = [neutralise(part, f"{field}[{position}]") for part in text.split(PICTURE)]
+        cleaned = [neutralise(part, where) for part in text.split(PICTURE)]
         neutralised += count + sum(number for _, number in cleaned)
         placed.append(Turn(turn.role, PICTURE.join(part for part, _ in cleaned)))
     return placed, neutralised, added

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,9 @@ IMAGE_TOKEN = "<image>"
 Role = Literal["system", "user", "assistant"]
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
+Preferences = Literal["pairs", "rated"]
+"""What records of preferences are: pairs of a chosen and a rejected answer, or single answers that were rated."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -34,14 +37,33 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """Pictures and a conversation about them. One of preferences ends with the answer that was chosen, or rated; what
+    stands before it is the prompt."""
+
     key: SampleKey
     id: str  # as the file names it; the row number where it doesn't
     images: tuple[str, ...]  # paths, in the order of the PICTURE characters
     turns: tuple[Turn, ...]
+    other: tuple[Turn, ...] = ()  # of a pair: the same prompt with the rejected answer
+    desirable: bool | None = None  # of a rated answer: whether it is a good one
 
     @property
     def answers(self) -> tuple[str, ...]:
         return tuple(turn.text for turn in self.turns if turn.role == "assistant")
+
+    @property
+    def preferences(self) -> Preferences | None:
+        if self.other:
+            return "pairs"
+        return None if self.desirable is None else "rated"
+
+    def rejected(self) -> Record:
+        """A pair's other side, as a record."""
+        return replace(self, turns=self.other)
+
+    def answered(self, text: str) -> Record:
+        """The same prompt with `text` for its last answer."""
+        return replace(self, turns=(*self.turns[:-1], Turn("assistant", text)))
 
 
 class Records(Sequence[Record]):
@@ -61,12 +83,22 @@ class Records(Sequence[Record]):
         self._words = array("i")
         self._pictures = array("i")
 
-    def append(self, row: int, id: str, images: Sequence[str], turns: Sequence[Turn]) -> None:
-        packed = [id, list(images), [[_ROLES.index(turn.role), turn.text] for turn in turns]]
+    def append(
+        self,
+        row: int,
+        id: str,
+        images: Sequence[str],
+        turns: Sequence[Turn],
+        other: Sequence[Turn] = (),
+        desirable: bool | None = None,
+    ) -> None:
+        packed = [id, list(images), _packed(turns)]
+        if other or desirable is not None:
+            packed += [_packed(other), desirable]
         self._buffer += json.dumps(packed).encode()
         self._ends.append(len(self._buffer))
         self._rows.append(row)
-        self._words.append(sum(len(turn.text.split()) for turn in turns))
+        self._words.append(max(sum(len(turn.text.split()) for turn in side) for side in (turns, other)))
         self._pictures.append(len(images))
 
     @property
@@ -76,7 +108,8 @@ class Records(Sequence[Record]):
 
     @property
     def words(self) -> np.ndarray:
-        """[records] words of all turns: LLaVA's measure of length for its grouped sampler."""
+        """[records] words of all turns: LLaVA's measure of length for its grouped sampler. Of a pair, words of its
+        longer side: both stand in one micro-batch, which is as long as its longest sequence."""
         return np.array(self._words, dtype=np.int64)
 
     @property
@@ -92,13 +125,24 @@ class Records(Sequence[Record]):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         start = self._ends[index - 1] if index else 0
-        id, images, turns = json.loads(self._buffer[start : self._ends[index]])
+        id, images, turns, *preferences = json.loads(self._buffer[start : self._ends[index]])
+        other, desirable = preferences or ((), None)
         return Record(
             key=SampleKey(self.source, self.file, self._rows[index]),
             id=id,
             images=tuple(str(self.root / image) for image in images),
-            turns=tuple(Turn(_ROLES[role], text) for role, text in turns),
+            turns=_unpacked(turns),
+            other=_unpacked(other),
+            desirable=desirable,
         )
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+
+def _packed(turns: Sequence[Turn]) -> list[list[int | str]]:
+    return [[_ROLES.index(turn.role), turn.text] for turn in turns]
+
+
+def _unpacked(turns: Sequence[Sequence[Any]]) -> tuple[Turn, ...]:
+    return tuple(Turn(_ROLES[role], text) for role, text in turns)
