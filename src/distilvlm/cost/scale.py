@@ -71,11 +71,10 @@ def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[
 
     Raises ValueError for an unknown or empty part.
     """
-    unread = {row.name for row in parts.summary(model)} & {"vision.unread"}
-    never = parts.parameters_of(model, "vision.unread") if unread else {}
+    never = {name for leaf, members in parts.by_leaf(model).items() if leaf in parts.NEVER for name in members}
     owner: dict[str, str] = {}
     for part in sorted(names, key=len):
-        owner |= dict.fromkeys(parts.parameters_of(model, part).keys() - never.keys(), part)
+        owner |= dict.fromkeys(parts.parameters_of(model, part).keys() - never, part)
     everything = dict(model.named_parameters())
     return {part: {n: everything[n] for n in everything if owner.get(n) == part} for part in names}
 

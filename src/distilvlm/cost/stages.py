@@ -13,10 +13,10 @@ import torch
 from distilvlm.data import StageData, read
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import stage_data
-from distilvlm.losses.objective import Objective
 from distilvlm.models.features import FeatureError, FeatureReader
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
+from distilvlm.train import objective_of
 
 from . import disk, shapes, timing
 from .memory import Situation, count, parameter_bytes, phases
@@ -124,7 +124,7 @@ class _Stage:
     ) -> None:
         self.recipe, self.index, self.spec = recipe, index, recipe.stages[index]
         self.student, self.device, self.world, self.base = student, device, world, base
-        self.objective = Objective(**self.spec.loss.model_dump())
+        self.objective = objective_of(self.spec)
         self.needs_teacher = self.spec.loss.needs_teacher
         self.teacher = teacher if self.needs_teacher else None
         self.members = trained(student.model, self.spec.train)

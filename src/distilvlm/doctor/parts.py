@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from distilvlm.data import StageData
-from distilvlm.models.parts import Parameters, PartRow, by_leaf, parameters_of, summary
+from distilvlm.models.parts import NEVER, Parameters, PartRow, by_leaf, parameters_of, summary
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -25,7 +25,7 @@ def trained(student: VLM, names: Sequence[str]) -> dict[str, Parameters]:
     return {
         leaf: members
         for leaf, members in by_leaf(student.model).items()
-        if leaf != "vision.unread" and owner(leaf, names) is not None
+        if leaf not in NEVER and owner(leaf, names) is not None
     }
 
 
@@ -151,7 +151,7 @@ def _projector_is_as_drawn(vlm: VLM) -> bool:
 
 
 def _leaves(vlm: VLM, part: str) -> list[str]:
-    return [leaf for leaf in by_leaf(vlm.model) if leaf != "vision.unread" and owner(leaf, [part])]
+    return [leaf for leaf in by_leaf(vlm.model) if leaf not in NEVER and owner(leaf, [part])]
 
 
 def _size(members: Parameters) -> str:

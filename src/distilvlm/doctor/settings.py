@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from distilvlm.data import Order, StageData
-from distilvlm.models.parts import parameters_of, summary
+from distilvlm.models.parts import NEVER, parameters_of, summary
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -63,7 +63,7 @@ def _unused(recipe: Recipe) -> Iterator[Finding]:
 def _resets(recipe: Recipe) -> Iterator[Finding]:
     before: set[str] = set()
     for stage in recipe.stages:
-        for part in (part for transform in stage.transform for part in transform.parts):
+        for part in stage.resets:
             # 'language' covers 'language.head', and the other way round
             if not any(f"{part}.".startswith(f"{name}.") or f"{name}.".startswith(f"{part}.") for name in before):
                 # Not a warning: the published LLaVA-KD resets a language model that its first stage left alone.
@@ -81,11 +81,11 @@ def _parts(stage: StageSpec, student: VLM | None) -> Iterator[Finding]:
             yield Finding("settings.rates", "error", text, fix, stage.name)
     if student is None:
         return
-    for part in [*stage.train, *(part for transform in stage.transform for part in transform.parts)]:
+    for part in [*stage.train, *stage.resets]:
         try:
             parameters_of(student.model, part)
-            if part == "vision.unread" and part in stage.train:
-                raise ValueError("'vision.unread' lies behind the layer that is read: it cannot train")
+            if part in NEVER and part in stage.train:
+                raise ValueError(f"'{part}' {NEVER[part]}: it cannot train")
         except ValueError as error:
             fix = "name parts that the student has: projector, language, vision, language.attention, ..."
             yield Finding("settings.parts", "error", str(error), fix, stage.name)

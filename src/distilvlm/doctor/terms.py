@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from distilvlm.data import StageData
-from distilvlm.losses.objective import Objective
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 from distilvlm.teachers import LocalTeacher
+from distilvlm.train import objective_of
 
 from . import parts
 from .finding import Finding
@@ -31,7 +31,7 @@ def check(
         return []  # none can be loaded: the rows' own findings say why
     leaves = parts.trained(student, stage.train)
     needed = teacher if stage.loss.needs_teacher else None
-    trials = try_terms(student, needed, Objective(**stage.loss.model_dump()), leaves, samples)
+    trials = try_terms(student, needed, objective_of(stage), leaves, samples)
     width = min(p.dtype.itemsize for members in leaves.values() for p in members.values())
     found: list[Finding] = []
     reach: dict[str, dict[str, float]] = {}

@@ -6,6 +6,12 @@ over the samples i of weight w_i. CE_i and KL_i(𝓡) are means over the sample'
 rows, REL_i is its relation loss. A sample that lacks a term adds 0 to it and stays in the denominator, so
 micro-batches, accumulation and the number of processes do not change the objective. At one sample per micro-batch this
 is LLaVA-KD's loss (specification §2.1, §6.7).
+
+Two terms are of another kind. The balance of experts is per sample, too, over its real tokens, and summed over layers.
+A preference stage has pairs (or rated answers) for samples; its loss is a function of whole answers' log-probabilities
+(see preference.py), and `z0` of KTO is one number of the whole update.
+
+`reference` names where LLaVA-MoD's code is to be reproduced instead (recipe/schema.py, `Departure`).
 """
 
 # torch's stubs are partial; this room stays strict about its own code.
@@ -13,11 +19,14 @@ is LLaVA-KD's loss (specification §2.1, §6.7).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distilvlm.losses.answers import Answers, Preferences, Preferring
+from distilvlm.losses.balance import balance, balance_of_samples
 from distilvlm.losses.linear import linear_distillation
 from distilvlm.losses.relation import accumulation, relation_distance, relation_matrix
 from distilvlm.losses.row_order import IGNORED
@@ -33,25 +42,55 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the terms; 0 leaves a term out. Temperature and divergence are the response and visual terms'."""
+    """Weights of the terms; 0 leaves a term out. Temperature and divergence are the response and visual terms', what
+    stands behind them is the preference's."""
 
     text: float = 1.0
     response: float = 0.0
     visual: float = 0.0
     relation: float = 0.0
+    balance: float = 0.0
+    preference: float = 0.0
     temperature: float = 1.0
     divergence: str = "forward_kl"
+    preference_kind: str = "kto"
+    beta: float = 0.1
+    desirable: float = 1.0
+    undesirable: float = 1.0
+    label_smoothing: float = 0.0
+    reference: frozenset[str] = frozenset()
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be given to a call: 'student.hidden', and 'teacher.hidden' when a term compares with a teacher."""
+        """What must be given to a call beside 'student.hidden': 'teacher.hidden' where a term compares with a teacher,
+        'reference.logps' for preferences, 'router.probabilities' for the balance of experts."""
+        found = {"student.hidden"}
         if self.response or self.visual or self.relation:
-            return frozenset({"student.hidden", "teacher.hidden"})
-        return frozenset({"student.hidden"})
+            found.add("teacher.hidden")
+        if self.preference:
+            found.add("reference.logps")
+        if self.balance:
+            found.add("router.probabilities")
+        return frozenset(found)
+
+    @property
+    def preferred(self) -> Preferring:
+        """The preference term."""
+        own_z0 = "undetached_z0" in self.reference
+        return Preferring(
+            self.preference_kind, self.beta, self.desirable, self.undesirable, self.label_smoothing, own_z0
+        )
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the loss of a micro-batch depends on all others of its update (KTO's z0)."""
+        return bool(self.preference) and self.preferred.agrees
 
     def rows(self, response_rows: Tensor, visual_rows: Tensor) -> Tensor:
         """The flat rows whose hidden states the terms need: the sorted union, without repetition."""
-        wanted = [response_rows] if self.text or self.response else []
+        wanted = [response_rows] if self.text or self.response or self.preference else []
+        if self.response and "unshifted_mask" in self.reference:
+            wanted.append(response_rows + 1)
         wanted += [visual_rows] if self.visual or self.relation else []
         return torch.unique(torch.cat(wanted)) if wanted else response_rows[:0]
 
@@ -70,6 +109,9 @@ class Objective:
         samples_in_update: int,
         student_gram: Tensor | None = None,
         teacher_gram: Tensor | None = None,
+        router_probabilities: Sequence[Tensor] = (),
+        attention_mask: Tensor | None = None,
+        preferences: Preferences | None = None,
     ) -> Outcome:
         """The loss of one micro-batch.
 
@@ -79,25 +121,97 @@ class Objective:
         samples_in_update: samples of the whole update, over all micro-batches and processes.
         student_gram, teacher_gram: `gram(head[:common])` of heads that are frozen. Without the student's, its relation
             matrix is built along with the other terms, and the head receives the gradient if it trains.
+        router_probabilities: of each sparse layer, [samples · length, experts]; attention_mask: [samples, length].
+        preferences: for a preference stage, whose `samples_in_update` counts records.
 
-        Raises `ValueError` when a term needs a teacher that is not given.
+        Raises `ValueError` when a term needs something that is not given.
         """
+        if self.preference:
+            if preferences is None:
+                raise ValueError("the preference term needs roles and reference log-probabilities of the batch")
+            answers = Answers.of(student_hidden, student_head, rows, length, response_rows, response_targets)
+            outcome = self._prefer(answers, preferences, sample_weights, samples_in_update)
+        else:
+            outcome = self._compare(
+                student_hidden,
+                student_head,
+                teacher_hidden,
+                teacher_head,
+                rows,
+                length,
+                response_rows,
+                response_targets,
+                visual_rows,
+                sample_weights,
+                samples_in_update,
+                student_gram,
+                teacher_gram,
+            )
+        if not self.balance:
+            return outcome
+        if attention_mask is None or not router_probabilities:
+            raise ValueError("the balance term needs the routers' probabilities: only a sparse student has them")
+        value = self._balanced(router_probabilities, attention_mask, sample_weights) / samples_in_update
+        weight = self.balance * (2 if self.text and "doubled_balance" in self.reference else 1)
+        return Outcome(outcome.loss + weight * value, {**outcome.terms, "balance": value.detach()})
+
+    def _balanced(self, probabilities: Sequence[Tensor], mask: Tensor, weights: Tensor) -> Tensor:
+        """Σ of samples and layers."""
+        if "padding" in self.reference:
+            everything = torch.ones_like(mask).flatten()
+            return weights.sum() * torch.stack([balance(p, everything) for p in probabilities]).sum()
+        layers = [balance_of_samples(p.view(*mask.shape, -1), mask) for p in probabilities]  # [samples] each
+        return (torch.stack(layers).sum(0) * weights).sum()
+
+    def _prefer(self, answers: Answers, given: Preferences, weights: Tensor, samples_in_update: int) -> Outcome:
+        logps = answers.log_probabilities(weights.numel())  # [samples] float64
+        with torch.enable_grad():
+            logps.requires_grad_()
+            value, measures = self.preferred(logps, given, weights.double())
+            value = value / samples_in_update
+            (slope,) = torch.autograd.grad(self.preference * value, logps)
+        value = value.detach()
+        # The gradient of an answer's log-probability is that of its rows, each weighted with the loss's slope.
+        loss = answers.weighted(-slope)
+        loss = loss + (self.preference * value - loss.detach()).to(loss.dtype)
+        terms = {"preference": value, **{name: m.detach() / samples_in_update for name, m in measures.items()}}
+        return Outcome(loss, terms)
+
+    def _compare(
+        self,
+        student_hidden: Tensor,
+        student_head: Tensor,
+        teacher_hidden: Tensor | None,
+        teacher_head: Tensor | None,
+        rows: Tensor,
+        length: int,
+        response_rows: Tensor,
+        response_targets: Tensor,
+        visual_rows: Tensor,
+        sample_weights: Tensor,
+        samples_in_update: int,
+        student_gram: Tensor | None,
+        teacher_gram: Tensor | None,
+    ) -> Outcome:
         if "teacher.hidden" in self.needs and (teacher_hidden is None or teacher_head is None):
             raise ValueError(
                 "the response, visual and relation terms compare with a teacher: give its hidden states and head"
             )
         precision = accumulation(student_hidden, student_head)
         sample_weights = sample_weights.to(precision)
-        response = _Mean.of(
-            rows, response_rows if self.text or self.response else response_rows[:0], length, sample_weights
-        )
+        of_tokens = "token_mean" in self.reference
+        answered = response_rows if self.text or self.response else response_rows[:0]
+        text = _Mean.of(rows, answered, length, sample_weights, of_tokens)
+        response = text
+        if self.response and "unshifted_mask" in self.reference:
+            response = _Mean.of(rows, answered + 1, length, sample_weights, of_tokens)
         visual = _Mean.of(
             rows, visual_rows if self.visual or self.relation else visual_rows[:0], length, sample_weights
         )
 
         labels = torch.full_like(rows, IGNORED)
         if self.text or self.response:
-            labels[response.places] = response_targets
+            labels[text.places] = response_targets
         related, related_weights = visual.samples() if self.relation else ([], [])
         distilled = linear_distillation(
             student_hidden,
@@ -105,7 +219,7 @@ class Objective:
             teacher_hidden,
             teacher_head,
             labels,
-            text_weight=response.spread * (self.text / samples_in_update),
+            text_weight=text.spread * (self.text / samples_in_update),
             divergence_weight=(response.spread * self.response + visual.spread * self.visual) / samples_in_update,
             divergence=self.divergence,
             temperature=self.temperature,
@@ -114,7 +228,7 @@ class Objective:
         loss = distilled.loss
         terms: dict[str, Tensor] = {}
         for name, weight, per_row, mean in (
-            ("text", self.text, distilled.text, response),
+            ("text", self.text, distilled.text, text),
             ("response", self.response, distilled.divergence, response),
             ("visual", self.visual, distilled.divergence, visual),
         ):
@@ -148,7 +262,8 @@ class _Mean:
     weights: Tensor  # [samples]
 
     @staticmethod
-    def of(rows: Tensor, members: Tensor, length: int, weights: Tensor) -> _Mean:
+    def of(rows: Tensor, members: Tensor, length: int, weights: Tensor, of_tokens: bool = False) -> _Mean:
+        """`of_tokens`: every row of the micro-batch weighs the same, whichever sample it is of."""
         if members.numel() and not bool(torch.isin(members, rows).all()):
             raise ValueError(
                 "hidden states of some response or visual rows are missing: take the rows of Objective.rows()"
@@ -157,7 +272,10 @@ class _Mean:
         owners = torch.div(members, length, rounding_mode="floor")
         counts = torch.bincount(owners, minlength=weights.numel())
         spread = torch.zeros(rows.shape[0], dtype=weights.dtype, device=rows.device)
-        spread[places] = weights[owners] / counts[owners]
+        if of_tokens:
+            spread[places] = weights[owners] * weights.sum() / weights[owners].sum().clamp_min(1)
+        else:
+            spread[places] = weights[owners] / counts[owners]
         return _Mean(places, owners, spread, weights)
 
     def samples(self) -> tuple[list[Tensor], list[float]]:

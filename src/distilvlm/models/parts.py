@@ -1,8 +1,9 @@
 """The names of a VLM's parts, and choosing which of them train.
 
 `vision`, `projector`, `language`; below language: `.embedding` (with a tied head), `.head` (an untied one),
-`.attention`, `.feed_forward`, `.norm`, and `.other` where a model has more. `vision.unread` are the blocks and heads
-behind the layer that is read: they never receive a gradient, so they never train.
+`.attention`, `.feed_forward` (experts, too), `.router`, `.norm`, and `.other` where a model has more. Two parts never
+train: `vision.unread` are the blocks and heads behind the layer that is read, which never receive a gradient;
+`language.unused` is the shared expert of zeros that an upcycled model has because its class wants one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from .upcycle import upcycled_layers
+
 log = logging.getLogger(__name__)
 
 Parameters = dict[str, nn.Parameter]
@@ -30,10 +33,18 @@ LEAVES = (
     "language.head",
     "language.attention",
     "language.feed_forward",
+    "language.router",
     "language.norm",
     "language.other",
+    "language.unused",
 )
 """Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower."""
+
+NEVER = {
+    "vision.unread": "lies behind the layer that is read (vision.layer)",
+    "language.unused": "is the shared expert of zeros of an upcycled model, which must stay zero",
+}
+"""Parts that never train, and why."""
 
 _LANGUAGE_KINDS = (
     ("attention", re.compile(r"attn|attention|mixer")),
@@ -72,9 +83,9 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
     chosen: dict[str, list[str]] = {}
     for name in names:
         _require_known(model, name, parts)
-        if name == "vision.unread":
-            raise ValueError("'vision.unread' lies behind the layer that is read (vision.layer): it cannot train")
-        chosen[name] = [leaf for leaf in LEAVES if leaf != "vision.unread" and _covers(name, leaf)]
+        if name in NEVER:
+            raise ValueError(f"'{name}' {NEVER[name]}: it cannot train")
+        chosen[name] = [leaf for leaf in LEAVES if leaf not in NEVER and _covers(name, leaf)]
     closest = {leaf: max((n for n in chosen if leaf in chosen[n]), key=len, default=None) for leaf in LEAVES}
 
     model.requires_grad_(False)
@@ -142,10 +153,11 @@ def _covers(name: str, leaf: str) -> bool:
 
 
 def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
-    unread = _unread(model)
+    unread, upcycled = _unread(model), bool(upcycled_layers(model.config))
     parts: dict[str, Parameters] = {leaf: {} for leaf in LEAVES}
     for name, parameter in model.named_parameters():  # a tied head appears once, under the embedding's name
-        parts[_leaf(name, unread)][name] = parameter
+        leaf = "language.unused" if upcycled and ".mlp.shared_expert" in name else _leaf(name, unread)
+        parts[leaf][name] = parameter
     return parts
 
 
@@ -164,6 +176,8 @@ def _leaf(name: str, unread: set[str]) -> str:
     # 'post_attention_layernorm' is a norm, whatever it stands behind.
     if "norm" in child:
         return "language.norm"
+    if below.endswith(".mlp.gate.weight"):  # of a sparse block; a dense one has a gate_proj
+        return "language.router"
     kind = next((kind for kind, pattern in _LANGUAGE_KINDS if pattern.search(child)), "other")
     return f"language.{kind}"
 
@@ -199,8 +213,9 @@ def _unread(model: LlavaForConditionalGeneration) -> set[str]:
 
 
 def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters]) -> None:
-    known = ["vision", "projector", "language", *(leaf for leaf in LEAVES if leaf.startswith("language."))]
-    if name not in known and name != "vision.unread":
+    known = ["vision", "projector", "language"]
+    known += [leaf for leaf in LEAVES if leaf.startswith("language.") and leaf not in NEVER]
+    if name not in (*known, *NEVER):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"unknown part '{name}'{hint} Known parts: {', '.join(known)}")
@@ -210,4 +225,5 @@ def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[
             "name 'language.embedding' to train it"
         )
     if not any(members for leaf, members in parts.items() if _covers(name, leaf)):
-        raise ValueError(f"part '{name}' has no parameters in this model")
+        hint = ": only a sparse model has routers (transform: {do: upcycle})" if name == "language.router" else ""
+        raise ValueError(f"part '{name}' has no parameters in this model{hint}")

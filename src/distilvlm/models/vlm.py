@@ -5,7 +5,8 @@ Nobody outside `models/` needs a module path of Hugging Face's: `forward.py` run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -62,6 +63,12 @@ class VLM:
         weight = self.model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         return weight.shape[0]
+
+    def without_weights(self) -> VLM:
+        """The same on the meta device: for what can be told from names and shapes."""
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(copy.deepcopy(self.model.config))
+        return replace(self, model=model)
 
     def to(self, device: torch.device | str) -> VLM:
         """Move the model to a device; returns self."""

@@ -223,6 +223,9 @@ class Reset(Section):
     do: Literal["reset"]
     parts: list[str] = Field(min_length=1)
 
+    def __str__(self) -> str:
+        return f"reset {', '.join(self.parts)}"
+
 
 class Upcycle(Section):
     """Make feed-forwards sparse: each becomes several experts that are copies of it, and a router (LLaVA-MoD)."""
@@ -245,6 +248,10 @@ class Upcycle(Section):
         if self.top_k > self.experts:
             raise ValueError(f"top_k is {self.top_k}, but there are only {self.experts} experts")
         return self
+
+    def __str__(self) -> str:
+        layers = self.layers if isinstance(self.layers, str) else ", ".join(map(str, self.layers))
+        return f"upcycle {layers} layers: {self.experts} experts, {self.top_k} active"
 
 
 Transform = Annotated[Reset | Upcycle, Field(discriminator="do")]
@@ -279,6 +286,22 @@ class StageSpec(Section):
     reference: list[Departure] = Field(
         default=[], description="parity with LLaVA-MoD's code where this package departs from it on purpose"
     )
+
+    @property
+    def resets(self) -> list[str]:
+        """Parts that go back to their starting weights."""
+        return [part for transform in self.transform if isinstance(transform, Reset) for part in transform.parts]
+
+    @property
+    def upcycles(self) -> Upcycle | None:
+        """How the stage makes the student sparse, if it does."""
+        return next((transform for transform in self.transform if isinstance(transform, Upcycle)), None)
+
+    @model_validator(mode="after")
+    def _upcycles_once(self) -> StageSpec:
+        if sum(isinstance(transform, Upcycle) for transform in self.transform) > 1:
+            raise ValueError("upcycles twice: a sparse student cannot become sparse again")
+        return self
 
 
 class MachineSpec(Section):
@@ -325,6 +348,25 @@ class Recipe(Section):
                     )
             if self.pictures.features is not None and any(part.partition(".")[0] == "vision" for part in stage.train):
                 raise ValueError(f"stage '{stage.name}' trains the vision tower: remove 'pictures.features'")
+            if stage.loss.preference and self.pictures.augment is not None:
+                raise ValueError(
+                    f"stage '{stage.name}' learns from preferences, whose reference sees each picture once: remove "
+                    "'pictures.augment'"
+                )
             if stage.loss.needs_teacher and self.teacher is None:
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
+        self._check_transforms()
         return self
+
+    def _check_transforms(self) -> None:
+        sparse: str | None = None
+        for stage in self.stages:
+            if sparse is not None and stage.upcycles is not None:
+                raise ValueError(f"stage '{stage.name}' upcycles a student that '{sparse}' has made sparse already")
+            if stage.upcycles is not None:
+                sparse = stage.name
+            if sparse is not None and any(part.partition(".")[0] == "language" for part in stage.resets):
+                raise ValueError(
+                    f"stage '{stage.name}' resets the language model, which is sparse since '{sparse}': its starting "
+                    "weights are a dense model's. Reset it in an earlier stage"
+                )

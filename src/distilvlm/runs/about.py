@@ -95,7 +95,7 @@ def stage(
         },
         "data": report.as_json()["sources"],
         "updates": updates,
-        "terms": spec.loss.model_dump(),
+        "terms": spec.loss.weights,
     }
     _write(file, content)
 

@@ -47,6 +47,7 @@ class RunDirectory:
         self.cost = self.path / "cost.json"
         self.events = self.path / "events.jsonl"
         self.failures = self.path / "failures"
+        self.references = self.path / "references"
         self.model = self.path / "model"
         self.trackers = self.path / "trackers"
 

@@ -111,6 +111,10 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
                 teacher = None  # its memory is of more use to this stage
             elif teacher is None:
                 teacher = _teacher(recipe, student.vlm, accelerator)
+            if run_of_stage.stage.loss.preference:
+                assert teacher is not None
+                run_of_stage.consult(teacher)
+                teacher = None  # what it thinks of the answers is kept
             run_of_stage.execute(teacher)
             if run_of_stage is not stages[-1]:
                 run_of_stage.settle()

@@ -143,13 +143,13 @@ def _stage(
     updates = stage.optim.updates
     if updates is None and samples is not None and stage.optim.epochs is not None:
         updates = math.ceil(round(stage.optim.epochs * math.ceil(samples / stage.optim.batch), 6))
-    weights = {name: value for name, value in stage.loss.model_dump().items() if name != "temperature" and value}
+    weights = stage.loss.weights
     visual = None if plan.visual_tokens is None else float(plan.visual_tokens)
     response = _response_rows(stage, student, sources)
     rows = {name: response if name in ("text", "response") else visual for name in weights}
     return StagePlan(
         name=stage.name,
-        transform=[f"{transform.do} {', '.join(transform.parts)}" for transform in stage.transform],
+        transform=[str(transform) for transform in stage.transform],
         trains=trains,
         data=list(stage.data),
         samples=samples,

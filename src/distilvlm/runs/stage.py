@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from distilvlm.cost import Meter
 from distilvlm.data import Batch, batches
-from distilvlm.losses.objective import Objective
 from distilvlm.models import forward
 from distilvlm.models.files import directory_whole, remove, verify
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
-from distilvlm.teachers import LocalTeacher
-from distilvlm.train import Loop, NonFiniteError, Task, Update
+from distilvlm.teachers import LocalTeacher, References
+from distilvlm.train import Loop, NonFiniteError, Task, Update, objective_of
 from distilvlm.train.optim import adamw
 
 from . import about, checkpoint, randomness
@@ -56,6 +55,7 @@ class StageRun:
         self.final = place.final(index, self.stage.name)
         self.meter = Meter(accelerator.device, place.path)
         self.executed: Literal["not", "in part", "whole"] = "not"  # in this process
+        self._prepared: Material | None = None
 
     @property
     def finished(self) -> bool:
@@ -72,6 +72,25 @@ class StageRun:
         """Bring the student to where this finished stage left it."""
         self.student.replay(self.stage, self.final)
 
+    def consult(self, teacher: LocalTeacher) -> None:
+        """Ask the teacher for all that a preference stage needs of it, which is not needed any more after that."""
+        data = self._material().data
+        references = References(self.place.references, teacher, self.recipe.machine.precision)
+        with self.accelerator.autocast():
+            found = references.fill(
+                data,
+                self.recipe.machine.micro_batch,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                self.accelerator.wait_for_everyone,
+            )
+        data.reference_reader = found.__getitem__
+
+    def _material(self) -> Material:
+        if self._prepared is None:
+            self._prepared = prepare(self.recipe, self.index, self.student.vlm, self.place, self.accelerator)
+        return self._prepared
+
     def execute(self, teacher: LocalTeacher | None) -> None:
         """Train the stage, or what is left of it.
 
@@ -87,7 +106,7 @@ class StageRun:
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
         vlm.to(self.accelerator.device)
-        material = prepare(self.recipe, self.index, vlm, self.place, self.accelerator)
+        material = self._material()
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
             about.stage(file, self.stage, by_part, material.report, material.updates)
@@ -95,9 +114,17 @@ class StageRun:
         self.optimizer = adamw(by_part, self.stage.optim)
         position = self._continue(base)
 
-        objective = Objective(**self.stage.loss.model_dump())
+        objective = objective_of(self.stage)
         task = Task(vlm, objective, None if teacher is None else teacher.head)
-        loop = Loop(self.accelerator, task, self.optimizer, teacher, self.stage.optim, material.updates)
+        loop = Loop(
+            self.accelerator,
+            task,
+            self.optimizer,
+            teacher,
+            self.stage.optim,
+            material.updates,
+            self.recipe.machine.micro_batch,
+        )
         with self._events(position) as events:
             try:
                 self._train(loop, material, position, events)
@@ -108,6 +135,7 @@ class StageRun:
         self.meter.stop()
         self.executed = "in part" if position.update else "whole"
         self.student.mark_trained(set(self.parameters))
+        self._prepared = None
         # Moments and gradients of what this stage trained would stay through all later ones: gigabytes.
         del self.optimizer
         vlm.model.zero_grad(set_to_none=True)
@@ -129,7 +157,7 @@ class StageRun:
         try:
             for update in loop.run(self._updates(material, position.update)):
                 if events is not None:
-                    events.write("update", stage=self.stage.name, **asdict(update))
+                    events.write("update", stage=self.stage.name, **_told(update))
                 self._track(update, earlier + update.number)
                 self.reporter.update(update)
                 self.meter.update(update.seconds)
@@ -233,3 +261,9 @@ class StageRun:
             report = {"error": str(error), "terms": error.terms, "rows": [asdict(key) for key in batch.keys]}
             (partial / "report.json").write_text(json.dumps(report, indent=1))
         return directory
+
+
+def _told(update: Update) -> dict[str, Any]:
+    """An update as its event; a dense student has no routing to tell of."""
+    values = asdict(update)
+    return values if update.routing else {name: value for name, value in values.items() if name != "routing"}

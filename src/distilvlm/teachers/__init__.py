@@ -2,5 +2,6 @@
 
 from .interface import Targets, Teacher, TeacherError
 from .local import LocalTeacher
+from .references import References
 
-__all__ = ["LocalTeacher", "Targets", "Teacher", "TeacherError"]
+__all__ = ["LocalTeacher", "References", "Targets", "Teacher", "TeacherError"]

@@ -11,19 +11,20 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from distilvlm.data.batch import Batch
-from distilvlm.models import forward
+from distilvlm.data.batch import CHOSEN, REJECTED, Batch
+from distilvlm.losses.objective import Objective
+from distilvlm.models import forward, routing
 from distilvlm.recipe.schema import OptimSpec
 from distilvlm.teachers import LocalTeacher
 
 from .optim import set_rates
-from .task import Task
+from .task import Agree, Task
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Update:
     gradient_norm: float
     samples: int
     seconds: float
+    routing: list[routing.LayerUse] = field(default_factory=list)  # of a sparse student, layer by layer
 
 
 class NonFiniteError(RuntimeError):
@@ -61,6 +63,7 @@ class Loop:
         teacher: None for a stage of text loss only.
         spec: rates and schedule.
         updates: updates of the whole stage (the schedule's length).
+        micro_batch: samples per forward, at most.
     """
 
     def __init__(
@@ -71,9 +74,10 @@ class Loop:
         teacher: LocalTeacher | None,
         spec: OptimSpec,
         updates: int,
+        micro_batch: int,
     ) -> None:
         self.accelerator, self.task, self.teacher = accelerator, task, teacher
-        self.spec, self.updates = spec, updates
+        self.spec, self.updates, self.micro_batch = spec, updates, micro_batch
         self.wrapped = accelerator.prepare_model(task)
         self.optimizer = optimizer
 
@@ -89,35 +93,63 @@ class Loop:
             rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
             self.optimizer.zero_grad(set_to_none=True)
             sums: dict[str, float] = {}
+            tallies: Tensor | None = None
             # A process that has no sample in this update still joins the others' gradient synchronisation.
-            for index, batch in enumerate(micro_batches or [idle_batch()]):
-                last = index == max(0, len(micro_batches) - 1)
+            joined = micro_batches or [idle_batch(self.task.objective)]
+            agree = self._agreement(joined, samples)
+            for index, batch in enumerate(joined):
+                last = index == len(joined) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                    values = self._forward_backward(batch, samples, number)
+                    values, tally = self._forward_backward(batch, samples, number, agree)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
+                tallies = tally if tallies is None or tally is None else tallies + tally
             norm = self._clip(micro_batches, number, sums)
             self.optimizer.step()
             totals = self._over_processes(sums)
+            use = [] if tallies is None else routing.used(self._summed(tallies), self.task.top_k)
             now = time.perf_counter()
-            yield Update(number + 1, totals.pop("loss"), totals, rate, norm, samples, now - started)
+            yield Update(number + 1, totals.pop("loss"), totals, rate, norm, samples, now - started, use)
             started = time.perf_counter()
 
-    def _forward_backward(self, batch: Batch, samples: int, number: int) -> dict[str, float]:
-        """Add one micro-batch's gradient; returns its loss and terms, divided by the update's samples."""
+    def _agreement(self, micro_batches: list[Batch], samples: int) -> Agree:
+        """How a loss that depends on the whole update (KTO's z0) learns of the other micro-batches.
+
+        Where no process has more than one, they speak up within their forward. Otherwise all micro-batches run once
+        more, without gradient, so that the objective is the same whatever their size.
+        """
+        if not self.task.objective.agrees or samples <= self.micro_batch * self.accelerator.num_processes:
+            return self._summed
+        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        for batch in micro_batches:
+            batch, rows, features = self._at_hand(batch)
+            with self.accelerator.autocast():
+                sums += self.task.moves(batch, features, rows)  # without gradient, so not through what is wrapped
+        sums = self._summed(sums)
+        return lambda _: sums
+
+    def _at_hand(self, batch: Batch) -> tuple[Batch, Tensor, Tensor | None]:
+        """The batch on the device, the rows that the terms need, and its features where the tower is frozen."""
         batch = batch.to(self.accelerator.device)
-        objective = self.task.objective
-        rows = objective.rows(batch.response_rows, batch.visual_rows)
+        rows = self.task.objective.rows(batch.response_rows, batch.visual_rows)
         features = batch.features
         if features is None and batch.pictures is not None and not self.task.vision_trains:
             with torch.no_grad(), self.accelerator.autocast():
                 features = forward.vision_features(self.task.student, self.task.layout, batch.pictures)
+        return batch, rows, features
+
+    def _forward_backward(
+        self, batch: Batch, samples: int, number: int, agree: Agree
+    ) -> tuple[dict[str, float], Tensor | None]:
+        """Add one micro-batch's gradient; returns its loss and terms, divided by the update's samples, and how its
+        tokens were routed."""
+        batch, rows, features = self._at_hand(batch)
         targets = None
         if self.teacher is not None:
             shared = features if self.teacher.shares_vision else None
             with self.accelerator.autocast():
                 targets = self.teacher.targets(batch, rows, shared)
-        result = self.wrapped(batch, features, targets, rows, samples)
+        result = self.wrapped(batch, features, targets, rows, samples, agree)
         values = {"loss": result["loss"].detach(), **result["terms"]}
         values = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -126,7 +158,7 @@ class Loop:
             raise NonFiniteError("loss term " + ", ".join(named), number + 1, values, batch)
         # DDP averages gradients over processes; our loss is already divided by the samples of all of them.
         self.accelerator.backward(result["loss"] * self.accelerator.num_processes)
-        return values
+        return values, result["routing"]
 
     def _clip(self, micro_batches: list[Batch], number: int, sums: dict[str, float]) -> float:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -134,29 +166,40 @@ class Loop:
         norm = self.accelerator.clip_grad_norm_(trained, limit)
         value = float(norm) if norm is not None else 0.0
         if not math.isfinite(value):
-            raise NonFiniteError("the gradient", number + 1, sums, micro_batches[-1] if micro_batches else idle_batch())
+            raise NonFiniteError(
+                "the gradient", number + 1, sums, (micro_batches or [idle_batch(self.task.objective)])[-1]
+            )
         return value
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
             return dict(sums)
         packed = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
-        total: Tensor = self.accelerator.reduce(packed, reduction="sum")  # type: ignore[assignment]
-        return dict(zip(sums, total.tolist(), strict=True))
+        return dict(zip(sums, self._summed(packed).tolist(), strict=True))
+
+    def _summed(self, local: Tensor) -> Tensor:
+        """The sum over processes."""
+        if self.accelerator.num_processes == 1:
+            return local
+        return self.accelerator.reduce(local, reduction="sum")  # type: ignore[return-value]
 
 
-def idle_batch() -> Batch:
+def idle_batch(objective: Objective) -> Batch:
     """A batch of no weight, for a process that has no sample in an update."""
     none = torch.zeros(0, dtype=torch.int64)
+    samples = 2 if objective.preference else 1
+    # No position is real, so that it counts in no statistics; attention to nothing is still finite.
     return Batch(
-        input_ids=torch.zeros(1, 2, dtype=torch.int64),
-        attention_mask=torch.ones(1, 2, dtype=torch.int64),
+        input_ids=torch.zeros(samples, 2, dtype=torch.int64),
+        attention_mask=torch.ones(samples, 2, dtype=torch.int64),
         placeholder_rows=none,
         visual_rows=none,
         response_rows=none,
         response_targets=none,
-        weights=torch.zeros(1),
+        weights=torch.zeros(samples),
         pictures=None,
         features=None,
         keys=(),
+        roles=torch.tensor([CHOSEN, REJECTED]) if objective.preference else None,
+        reference=torch.zeros(samples, dtype=torch.float64) if objective.preference else None,
     )

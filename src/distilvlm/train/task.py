@@ -6,6 +6,7 @@ error. Teachers and frozen towers stand outside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +14,20 @@ from torch import Tensor, nn
 
 from distilvlm.data.batch import Batch
 from distilvlm.losses import gram
+from distilvlm.losses.answers import Answers, Preferences, moves
 from distilvlm.losses.objective import Objective
-from distilvlm.models import forward
+from distilvlm.models import forward, routing
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe import StageSpec
 from distilvlm.teachers import Targets
+
+Agree = Callable[[Tensor], Tensor]
+"""Sums of a micro-batch → the sums over its whole update."""
+
+
+def objective_of(stage: StageSpec) -> Objective:
+    """The loss terms of a stage."""
+    return Objective(**stage.loss.model_dump(), reference=frozenset(stage.reference))
 
 
 class Task(nn.Module):
@@ -26,6 +37,9 @@ class Task(nn.Module):
         vlm: the student, with `requires_grad` already chosen for the stage.
         objective: the stage's loss terms.
         teacher_head: the teacher's output head if a term needs it, [vocab_teacher, d_teacher].
+
+    Raises:
+        ValueError: the balance of experts is asked of a dense student.
     """
 
     def __init__(self, vlm: VLM, objective: Objective, teacher_head: Tensor | None) -> None:
@@ -36,6 +50,13 @@ class Task(nn.Module):
         self.teacher_gram: Tensor | None = None
         self.student_gram: Tensor | None = None
         self._build_grams(teacher_head)
+        routers = routing.routers(self.student)
+        self.top_k = routers[0].top_k if routers else 0  # experts per token; 0: a dense student
+        if objective.balance and not routers:
+            raise ValueError(
+                "loss.balance is of experts, and the student is dense: upcycle it (transform: [{do: upcycle}]), or set "
+                "loss.balance to 0"
+            )
 
     def _build_grams(self, teacher_head: Tensor | None) -> None:
         """Gram matrices of frozen heads, built once per stage (they make the relation loss cheap)."""
@@ -53,17 +74,30 @@ class Task(nn.Module):
         return any(p.requires_grad for p in self.student.model.vision_tower.parameters())
 
     def forward(
-        self, batch: Batch, features: Tensor | None, targets: Targets | None, rows: Tensor, samples_in_update: int
+        self,
+        batch: Batch,
+        features: Tensor | None,
+        targets: Targets | None,
+        rows: Tensor,
+        samples_in_update: int,
+        agree: Agree = lambda local: local,
     ) -> dict[str, Any]:
         """Loss of one micro-batch, already divided by the samples of the whole update.
 
-        Returns {"loss": scalar with gradient, "terms": {name: detached scalar}}; every value is a sum over this
-        micro-batch divided by `samples_in_update`, so values of micro-batches and processes simply add up.
+        Returns {"loss": scalar with gradient, "terms": {name: detached scalar}, "routing": `routing.tallied` of a
+        sparse student, else None}; every value is a sum over this micro-batch, the first two divided by
+        `samples_in_update`, so values of micro-batches and processes simply add up.
+
+        Args:
+            samples_in_update: of a preference stage, its records.
+            agree: for a loss that is a function of the whole update (`Objective.agrees`).
         """
         model = self.student
         if features is None and batch.pictures is not None:
             features = forward.vision_features(model, self.layout, batch.pictures)
-        hidden = forward.hidden_states(model, self.layout, batch, features)  # [samples, length, d]
+        real = batch.attention_mask.flatten().bool()  # [samples * length]
+        with routing.watched(model, None if "padding" in self.objective.reference else real) as seen:
+            hidden = forward.hidden_states(model, self.layout, batch, features)  # [samples, length, d]
         outcome = self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
             student_head=forward.head_weight(model),
@@ -78,10 +112,32 @@ class Task(nn.Module):
             samples_in_update=samples_in_update,
             student_gram=self.student_gram,
             teacher_gram=self.teacher_gram,
+            router_probabilities=[layer.probabilities for layer in seen],
+            attention_mask=batch.attention_mask,
+            preferences=_preferences(batch, agree) if self.objective.preference else None,
         )
         loss = outcome.loss
         if not batch.has_pictures and self.training:
             # Without pictures the projector is not in the graph: DDP would wait for its gradient for ever, and a stage
             # that trains only the projector would have nothing to differentiate.
             loss = loss + forward.idle_projector(model)
-        return {"loss": loss, "terms": outcome.terms}
+        return {"loss": loss, "terms": outcome.terms, "routing": routing.tallied(seen, real) if seen else None}
+
+    @torch.no_grad()
+    def moves(self, batch: Batch, features: Tensor | None, rows: Tensor) -> Tensor:
+        """What a micro-batch adds to the sums that `agree` gives, before anything is trained on."""
+        if features is None and batch.pictures is not None:
+            features = forward.vision_features(self.student, self.layout, batch.pictures)
+        hidden = forward.hidden_states(self.student, self.layout, batch, features)
+        head = forward.head_weight(self.student)
+        answers = Answers.of(
+            hidden.flatten(0, 1)[rows], head, rows, batch.length, batch.response_rows, batch.response_targets
+        )
+        return moves(answers.log_probabilities(batch.samples), _preferences(batch), batch.weights)
+
+
+def _preferences(batch: Batch, agree: Agree = lambda local: local) -> Preferences:
+    if batch.roles is None or batch.reference is None:
+        keys = ", ".join(f"{key.file} row {key.row}" for key in batch.keys[:3])
+        raise ValueError(f"a preference stage needs pairs or rated answers with reference log-probabilities: {keys}")
+    return Preferences(batch.roles, batch.reference, agree)

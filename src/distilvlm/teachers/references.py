@@ -1,0 +1,106 @@
+"""Log-probabilities that a reference gives to the answers of preference records, once per record and kept on disk.
+
+A preference loss needs nothing else of its reference, so two numbers a record stand for the teacher, which can leave
+memory before the stage begins (LLaVA-MoD's code runs it twice in every step).
+
+The store is a directory of JSONL files, each written whole: {"key", "first", "second"}, log-probabilities in nats. A
+record's key covers its tokens, what of them counts and its pictures; the store's name covers the reference itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from distilvlm.data import Batch, StageData
+from distilvlm.data.collate import collate
+from distilvlm.losses import Answers
+from distilvlm.models.files import write_whole
+from distilvlm.models.fingerprint import fingerprint
+
+from .local import LocalTeacher
+
+logger = logging.getLogger(__name__)
+
+RECORDS = 256
+"""Records of one file: what a killed run computes again, at most."""
+
+
+class References:
+    """What a teacher thinks of preference records.
+
+    Args:
+        directory: where stores lie; one below it is this teacher's.
+        teacher: the reference.
+        precision: dtype of products, as autocast names it; part of the store's name.
+    """
+
+    def __init__(self, directory: Path, teacher: LocalTeacher, precision: str) -> None:
+        facts = f"{fingerprint(teacher.vlm.model)} {precision}"
+        self.place = directory / hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self.teacher = teacher
+
+    def fill(
+        self,
+        data: StageData,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        wait: Callable[[], None] = lambda: None,
+    ) -> list[tuple[float, float]]:
+        """Compute what is not kept yet, every process its share; returns both log-probabilities of every record.
+
+        Args:
+            data: of the stage, without reference log-probabilities.
+            micro_batch: records per forward. Under autocast, products run in its dtype.
+            wait: returns when every process has called it.
+
+        Raises:
+            DataError: a record can't be loaded.
+        """
+        keys = [data.preference_key(index) for index in range(len(data))]
+        known = self._kept()
+        missing = [index for index in range(len(data)) if keys[index] not in known]
+        if missing:
+            logger.info("reference: %d of %d records are looked at by the teacher", len(missing), len(data))
+        for start in range(rank * RECORDS, len(missing), world * RECORDS):
+            own = missing[start : start + RECORDS]
+            pairs = self._look(data, own, micro_batch)
+            self._write([(keys[index], *pair) for index, pair in zip(own, pairs, strict=True)])
+        wait()
+        known = self._kept()
+        return [known[key] for key in keys]
+
+    def _look(self, data: StageData, indices: list[int], micro_batch: int) -> list[tuple[float, float]]:
+        found: list[tuple[float, float]] = []
+        for start in range(0, len(indices), micro_batch):
+            batch = collate([data[0, index] for index in indices[start : start + micro_batch]])
+            found += [(float(a), float(b)) for a, b in self._of(batch).view(-1, 2).tolist()]
+        return found
+
+    def _of(self, batch: Batch) -> Tensor:
+        """[samples] log-probability of each answer."""
+        given = self.teacher.targets(batch, batch.response_rows, batch.features)
+        answers = Answers.of(
+            given.hidden, given.head, batch.response_rows, batch.length, batch.response_rows, batch.response_targets
+        )
+        return answers.log_probabilities(batch.samples)
+
+    def _kept(self) -> dict[str, tuple[float, float]]:
+        known: dict[str, tuple[float, float]] = {}
+        for file in sorted(self.place.glob("*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                known[entry["key"]] = (entry["first"], entry["second"])
+        return known
+
+    def _write(self, entries: list[tuple[str, float, float]]) -> None:
+        self.place.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"key": key, "first": a, "second": b}) for key, a, b in entries]
+        name = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        write_whole(self.place / f"{name}.jsonl", ("\n".join(lines) + "\n").encode())
