@@ -8,68 +8,43 @@ from pathlib import Path
 
 import torch
 
-from distilvlm.data import Source, raise_or_quarantine, read
-from distilvlm.evaluate import Evaluation, evaluate, majority, question_only, questions_of, rescored, score
+from distilvlm.evaluate import Evaluation, answered, evaluate
 from distilvlm.models.features import FeatureReader
 from distilvlm.models.files import sha256, write_whole
 from distilvlm.models.save import geometry_of, load
-from distilvlm.recipe import Recipe, SourceSpec
+from distilvlm.recipe import Recipe
 
-from .schema import BASELINES, QuestionSpec
-
-
-def read_questions(questions: Mapping[str, QuestionSpec]) -> dict[str, Source]:
-    """The files of all question sets."""
-    return {name: read(spec.source, name) for name, spec in questions.items()}
-
-
-def baselines(spec: QuestionSpec, source: Source) -> dict[str, Evaluation]:
-    """What is right without looking: the most common training answer, and the best guess from the question alone.
-
-    Raises:
-        DataError: rows of the training file can't be used.
-    """
-    training = read(SourceSpec(path=spec.training, images=spec.training_images or spec.images), "training")
-    raise_or_quarantine(training.bad, "fatal")
-    pairs = [(question.text, question.answer) for question in questions_of(training.records)]
-    asked = list(questions_of(source.records))
-    usual, blind = majority(answer for _, answer in pairs), question_only(pairs)
-    given = ([usual for _ in asked], [blind(question.text) for question in asked])
-    return {name: score(asked, texts, by_picture=True) for name, texts in zip(BASELINES, given, strict=True)}
+from .questions import QuestionSet
 
 
 class Asker:
-    """The questions of a comparison, put to one student after the other.
+    """The questions of a comparison, put to one student after the other."""
 
-    Args:
-        questions: the sets.
-        read: their files, read.
-    """
-
-    def __init__(self, questions: Mapping[str, QuestionSpec], read: Mapping[str, Source]) -> None:
-        self._questions, self.read = questions, read
+    def __init__(self, sets: Mapping[str, QuestionSet]) -> None:
+        self._sets = sets
 
     def ask(self, name: str, model: Path, recipe: Recipe, answers: Path) -> dict[str, Evaluation]:
         """Every set → what the student in `model` answered; also written to ANSWERS/SET/NAME.jsonl.
 
         It answers in the precision in which it was trained.
         """
-        results = {label: self._known(label, name, model, recipe, answers) for label in self._questions}
+        results = {label: self._known(label, name, model, recipe, answers) for label in self._sets}
         if None in results.values():
             vlm = load(model, torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)
             if torch.cuda.is_available():
                 vlm.to("cuda")
             features = None if recipe.pictures.features is None else FeatureReader(recipe.pictures.features)
-            for label, spec in self._questions.items():
+            for label, questions in self._sets.items():
                 if results[label] is not None:
                     continue
                 results[label] = evaluate(
                     vlm,
-                    self.read[label],
+                    questions.asked,
                     geometry_of(model),
-                    template=spec.template,
-                    batch_size=spec.batch,
-                    max_new_tokens=spec.max_new_tokens,
+                    measure=questions.measure,
+                    template=questions.spec.template,
+                    batch_size=questions.spec.batch,
+                    max_new_tokens=questions.spec.max_new_tokens,
                     features=features,
                     out=answers / label / f"{name}.jsonl",
                     by_picture=True,
@@ -82,11 +57,14 @@ class Asker:
         stamp, out = (answers / label / f"{name}{end}" for end in (".asked.json", ".jsonl"))
         if not (stamp.exists() and out.exists() and json.loads(stamp.read_text()) == self._stamp(label, model, recipe)):
             return None
-        return rescored(out, by_picture=True)
+        # Judged anew: an answer depends on model and question alone, what it is worth on synonyms and annotations, too.
+        found = self._sets[label].score([sample.prediction for sample in answered(out)])
+        found.write(out)
+        return found
 
     def _stamp(self, label: str, model: Path, recipe: Recipe) -> dict[str, object]:
         """All that an answer depends on."""
-        spec = self._questions[label]
+        spec = self._sets[label].spec
         return {
             "model": sha256(model / "manifest.json"),
             "questions": sha256(Path(spec.path)),

@@ -17,8 +17,9 @@ from distilvlm.recipe import ModelSpec, Recipe, load_recipe
 from distilvlm.report import write_report
 from distilvlm.runs.execute import run
 
-from .ask import Asker, baselines, read_questions
+from .ask import Asker
 from .prepare import converted, keep_features
+from .questions import read_questions
 from .schema import Comparison, load_comparison
 from .table import Results, Seed, Size
 
@@ -46,9 +47,10 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
             prepare(comparison.prepare.weights, directory / "weights")
         for name, spec in comparison.prepare.data.items():
             converted(name, spec, directory / "data")
-    asker = Asker(comparison.questions, read_questions(comparison.questions))
+    questions = read_questions(comparison.questions)
+    asker = Asker(questions)
     # Before the runs: what is wrong with the questions must not come to light after hours.
-    blind = {name: baselines(spec, asker.read[name]) for name, spec in comparison.questions.items()}
+    blind = {name: one.baselines() for name, one in questions.items()}
     done: list[Seed] = []
     sizes: dict[str, Size] = {}
     kept: set[str | None] = {None}

@@ -56,11 +56,32 @@ class QuestionSpec(Section):
     training: str = Field(description="data file whose answers the baselines know: majority and question-only")
     training_images: str | None = Field(default=None, description="directory of that file's pictures; default: images")
     template: Literal["chat", "vicuna", "plain"] = "chat"
-    measure: Literal["exact", "accurate"] = Field(
-        default="accurate", description="exact: the same string; accurate: the same after VQA's normalisation"
+    measure: Literal["exact", "accurate", "polling", "captions"] = Field(
+        default="accurate",
+        description="exact: the same string; accurate: the same after VQA's normalisation; polling: yes or no, as POPE "
+        "has it; captions: what they name that is not there (CHAIR)",
+    )
+    synonyms: str | None = Field(
+        default=None, description="captions: file of words for each object; default: the objects' names"
+    )
+    annotations: list[str] = Field(
+        default=[],
+        description="captions: COCO's instances_*.json (and captions_*.json); default: meta.things of the rows",
     )
     batch: int = Field(default=32, gt=0)
     max_new_tokens: int = Field(default=16, gt=0)
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> QuestionSpec:
+        given = [name for name in ("synonyms", "annotations") if getattr(self, name)]
+        if given and self.measure != "captions":
+            raise ValueError(f"{given[0]}: only questions with 'measure: captions' have any")
+        return self
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Answers without looking that stand beside the models'."""
+        return (*BASELINES, ALWAYS_YES) if self.measure == "polling" else BASELINES
 
     @property
     def source(self) -> SourceSpec:
@@ -85,12 +106,19 @@ class Comparison(Section):
         names = [run.name for run in self.runs]
         if len(set(names)) != len(names):
             raise ValueError(f"names of runs must differ: {names}")
-        known = [*BASELINES, *(run.name for run in self.runs if run.asked)]
+        known = [*self.baselines, *self.asked]
+        for name in set(self.baselines) & {*names}:
+            raise ValueError(f"runs: '{name}' is the name of a baseline; call the run otherwise")
         for pair in self.differences:
             for name in pair:
                 if name not in known:
                     raise ValueError(f"differences: nothing named '{name}' is asked: there are {', '.join(known)}")
         return self
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The baselines of any question set, in order."""
+        return tuple(dict.fromkeys(name for spec in self.questions.values() for name in spec.baselines))
 
     @property
     def asked(self) -> list[str]:
@@ -99,6 +127,7 @@ class Comparison(Section):
 
 
 BASELINES = ("majority", "question-only")
+ALWAYS_YES = "always-yes"
 
 
 def load_comparison(path: str | Path, directory: str | Path) -> Comparison:

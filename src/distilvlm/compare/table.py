@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distilvlm.evaluate import Evaluation, Interval, difference
+from distilvlm.evaluate import Evaluation, Figure, Interval, difference
 from distilvlm.models.files import write_whole
 from distilvlm.runs import about
 
@@ -42,28 +42,35 @@ class Results:
     def __init__(self, comparison: Comparison, seeds: Sequence[Seed], sizes: Mapping[str, Size]) -> None:
         self.comparison, self.seeds, self.sizes = comparison, seeds, sizes
 
-    def gap(self, seed: Seed, questions: str, pair: tuple[str, str]) -> Interval:
-        """The first's score minus the second's, paired, with its 95% interval over pictures."""
+    def gap(self, seed: Seed, questions: str, pair: tuple[str, str]) -> Interval | None:
+        """The first's main figure minus the second's, paired, with its 95% interval over pictures; None where one of
+        them is undefined."""
         first, second = (seed.rows[questions][name] for name in pair)
-        return difference(first, second, self.comparison.questions[questions].measure)
+        return difference(first, second)
+
+    def pairs(self, questions: str) -> list[tuple[str, str]]:
+        """The stated differences between two that were asked this set: not every set has every baseline."""
+        there = self.seeds[0].rows[questions]
+        return [pair for pair in self.comparison.differences if all(name in there for name in pair)]
 
     def print(self, console: Console) -> None:
-        """One table per question set, one column per seed."""
+        """One table per question set and headline figure, one column per seed."""
         for name, spec in self.comparison.questions.items():
-            table = Table(
-                title=f"{spec.title}: {self._measure(name)}",
-                caption="in brackets 95% bootstrap intervals over pictures; differences are paired",
-                title_justify="left",
-                caption_justify="left",
-            )
-            for column in self._header(""):
-                table.add_column(column, justify="left" if column == "" else "right")
-            for cells in self._models(name):
-                table.add_row(*cells)
-            table.add_section()
-            for cells in self._gaps(name):
-                table.add_row(*cells)
-            console.print(table)
+            for figure in self._headlines(name):
+                table = Table(
+                    title=f"{spec.title}: {self._measure(name, figure)}",
+                    caption="in brackets 95% bootstrap intervals over pictures; differences are paired",
+                    title_justify="left",
+                    caption_justify="left",
+                )
+                for column in self._header(""):
+                    table.add_column(column, justify="left" if column == "" else "right")
+                for cells in self._models(name, figure):
+                    table.add_row(*cells)
+                table.add_section()
+                for cells in self._gaps(name, figure):
+                    table.add_row(*cells)
+                console.print(table)
 
     def write(self, directory: Path, seconds: Mapping[str, float]) -> None:
         """Write `table.md` and `comparison.json`, with machine, date, versions and the time of every step."""
@@ -77,10 +84,11 @@ class Results:
         }
         lines: list[str] = []
         for name in self.comparison.questions:
-            header = self._header(f"{name}, {self._measure(name)}")
-            lines += [_line(header), "|---" + "|---:" * (len(header) - 1) + "|"]
-            lines += [_line(cells) for cells in [*self._models(name), *self._gaps(name)]]
-            lines.append("")
+            for figure in self._headlines(name):
+                header = self._header(f"{name}, {self._measure(name, figure)}")
+                lines += [_line(header), "|---" + "|---:" * (len(header) - 1) + "|"]
+                lines += [_line(cells) for cells in [*self._models(name, figure), *self._gaps(name, figure)]]
+                lines.append("")
         lines.append(
             f"`{made['command']}`, {made['date']}, {made['machine']}, {sum(seconds.values()):.0f} s in this call."
         )
@@ -89,24 +97,23 @@ class Results:
         write_whole(directory / "comparison.json", (content + "\n").encode())
 
     def _json(self, directory: Path) -> dict[str, Any]:
-        first = self.seeds[0]
-        pairs = self.comparison.differences
         return {
             "name": self.comparison.name,
             "title": self.comparison.title,
             "description": self.comparison.description,
             "models": {name: asdict(size) for name, size in self.sizes.items()},
-            "baselines": list(BASELINES),
+            "baselines": list(self.comparison.baselines),
+            "measures": {spec.measure: self._figures(name) for name, spec in self.comparison.questions.items()},
             "questions": {
                 name: {
                     "title": spec.title,
                     "measure": spec.measure,
-                    "n": first.rows[name][BASELINES[0]].n,
-                    "pictures": first.rows[name][BASELINES[0]].summary()["pictures"],
+                    "n": self._any(name).n,
+                    "pictures": self._any(name).summary()["pictures"],
                 }
                 for name, spec in self.comparison.questions.items()
             },
-            "differences": [list(pair) for pair in pairs],
+            "differences": [list(pair) for pair in self.comparison.differences],
             "seeds": [
                 {
                     "seed": seed.seed,
@@ -114,7 +121,7 @@ class Results:
                         name: {who: row.summary() for who, row in rows.items()} for name, rows in seed.rows.items()
                     },
                     "differences": {
-                        name: {" - ".join(pair): asdict(self.gap(seed, name, pair)) for pair in pairs}
+                        name: {" - ".join(pair): _json(self.gap(seed, name, pair)) for pair in self.pairs(name)}
                         for name in seed.rows
                     },
                     "runs": {run: str(place.relative_to(directory)) for run, place in seed.runs.items()},
@@ -123,38 +130,58 @@ class Results:
             ],
         }
 
-    def _measure(self, name: str) -> str:
-        measure = "exact match" if self.comparison.questions[name].measure == "exact" else "accuracy"
-        row = self.seeds[0].rows[name][BASELINES[0]]
-        return f"{row.n:,} questions on {row.summary()['pictures']:,} pictures, {measure} in %"
+    def _any(self, name: str) -> Evaluation:
+        """An evaluation of the set, for what is the same in all of them."""
+        return self.seeds[0].rows[name][BASELINES[0]]
+
+    def _headlines(self, name: str) -> list[Figure]:
+        return [figure for figure in self._any(name).measure.figures if figure.headline]
+
+    def _figures(self, name: str) -> list[dict[str, Any]]:
+        """What the set's measure tells, for whoever reads the file."""
+        fields = ("name", "title", "better", "about", "percent", "headline")
+        return [{field: getattr(one, field) for field in fields} for one in self._any(name).measure.figures]
+
+    def _measure(self, name: str, figure: Figure) -> str:
+        row = self._any(name)
+        lower = " (lower is better)" if figure.better == "lower" else ""
+        return f"{row.n:,} questions on {row.summary()['pictures']:,} pictures, {figure.title} in %{lower}"
 
     def _header(self, first: str) -> list[str]:
         return [first, "language model", *(f"seed {seed.seed}" for seed in self.seeds)]
 
-    def _models(self, name: str) -> list[list[str]]:
-        measure = self.comparison.questions[name].measure
+    def _models(self, name: str, figure: Figure) -> list[list[str]]:
         rows: list[list[str]] = []
         for who in self.seeds[0].rows[name]:
             size = f"{self.sizes[who].language_model_parameters:,}" if who in self.sizes else ""
-            given = (seed.rows[name][who] for seed in self.seeds)
-            rows.append(
-                [who, size, *(_share(row.exact_match if measure == "exact" else row.accuracy) for row in given)]
-            )
+            given = (seed.rows[name][who].figures[figure.name] for seed in self.seeds)
+            rows.append([who, size, *map(_share, given)])
         return rows
 
-    def _gaps(self, name: str) -> list[list[str]]:
+    def _gaps(self, name: str, figure: Figure) -> list[list[str]]:
+        """Differences are of the main figure alone."""
+        if figure != self._any(name).measure.main:
+            return []
         return [
             [f"{pair[0]} − {pair[1]}", "", *(_points(self.gap(seed, name, pair)) for seed in self.seeds)]
-            for pair in self.comparison.differences
+            for pair in self.pairs(name)
         ]
 
 
-def _share(value: Interval) -> str:
+def _share(value: Interval | None) -> str:
+    if value is None:
+        return "undefined"
     return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
-def _points(value: Interval) -> str:
+def _points(value: Interval | None) -> str:
+    if value is None:
+        return "undefined"
     return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+
+
+def _json(value: Interval | None) -> dict[str, float] | None:
+    return None if value is None else asdict(value)
 
 
 def _line(cells: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ _APOSTROPHE = re.compile(r"['’]")
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% bootstrap interval, as shares (0 to 1; differences -1 to 1)."""
+    """A mean, or another figure, and its 95% bootstrap interval, as shares (0 to 1; differences -1 to 1)."""
 
     mean: float
     low: float
@@ -69,19 +69,32 @@ def interval(
 
     Values that are all equal give an interval without width, as every bootstrap does. Raises ValueError without values.
     """
-    sums, sizes = _clustered(np.asarray(values, dtype=np.float64), clusters)
-    # Clusters with equal sum and size are interchangeable: drawing how often each kind comes is the same bootstrap and,
-    # for right-or-wrong values, thousands of times less work.
-    kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-    random = np.random.Generator(np.random.Philox(seed))
-    block = max(1, _CHUNK // len(kinds))
-    means: list[np.ndarray] = []
-    for start in range(0, resamples, block):
-        drawn = random.multinomial(len(sums), counts / len(sums), size=min(block, resamples - start))
-        totals = drawn @ kinds  # [resamples, 2]: sum of the values, number of values
-        means.append(totals[:, 0] / totals[:, 1])
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
+    found = ratio(values, np.ones(np.shape(values)), clusters, resamples, seed)
+    assert found is not None  # as many values as there are can't be none
+    return found
+
+
+def ratio(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Sum of `numerators` [n] / sum of `denominators` [n] with its 95% interval: both sums are drawn anew, together.
+
+    Precision, F1 = 2 TP / (2 TP + FP + FN) and CHAIR are such figures, and no means. None where the denominators sum to
+    0: the figure is undefined then. Resamples in which it is undefined have no part in the interval.
+
+    Args:
+        clusters: as of `interval`.
+
+    Raises ValueError without values, or when the numbers of numerators and denominators differ.
+    """
+    columns = _columns(numerators, denominators)
+    if not columns[:, 1].sum():
+        return None
+    return _bootstrap(columns, lambda totals: _divided(totals[:, 0], totals[:, 1]), clusters, resamples, seed)
 
 
 def paired_difference(
@@ -95,20 +108,83 @@ def paired_difference(
 
     Raises ValueError when the numbers of samples differ.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    found = paired_ratios((a, np.ones(np.shape(a))), (b, np.ones(np.shape(b))), clusters, resamples, seed)
+    assert found is not None
+    return found
+
+
+Parts = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+"""Numerators and denominators of a ratio of sums, [n] each."""
+
+
+def paired_ratios(
+    a: Parts,
+    b: Parts,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """The first `ratio` minus the second, over the same samples, with its 95% interval; None where one is undefined.
+
+    Raises ValueError when the numbers of samples differ.
+    """
+    first, second = _columns(*a), _columns(*b)
     if first.shape != second.shape:
-        raise ValueError(f"a paired difference needs the same samples twice, not {first.size} and {second.size}")
-    return interval(first - second, clusters, resamples, seed)
+        raise ValueError(f"a paired difference needs the same samples twice, not {len(first)} and {len(second)}")
+    if (first[:, 1] == second[:, 1]).all():
+        return ratio(first[:, 0] - second[:, 0], first[:, 1], clusters, resamples, seed)
+    if not first[:, 1].sum() or not second[:, 1].sum():
+        return None
+
+    def difference(totals: np.ndarray) -> np.ndarray:
+        return _divided(totals[:, 0], totals[:, 1]) - _divided(totals[:, 2], totals[:, 3])
+
+    return _bootstrap(np.concatenate([first, second], axis=1), difference, clusters, resamples, seed)
 
 
-def _clustered(values: np.ndarray, clusters: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """(sum, size) of every cluster, [clusters] each."""
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"a mean needs a list of at least one value, not shape {list(values.shape)}")
+def _columns(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> np.ndarray:
+    """[n, 2] of a ratio's parts."""
+    parts = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if parts[0].shape != parts[1].shape:
+        raise ValueError(f"a ratio needs as many denominators as numerators, not {parts[1].size} and {parts[0].size}")
+    if parts[0].ndim != 1 or not parts[0].size:
+        raise ValueError(f"a mean needs a list of at least one value, not shape {list(parts[0].shape)}")
+    return np.stack(parts, axis=1)
+
+
+def _divided(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Not a number where there is nothing to divide by."""
+    return np.divide(numerators, denominators, out=np.full_like(numerators, np.nan), where=denominators != 0)
+
+
+def _bootstrap(
+    columns: np.ndarray,
+    figure: Callable[[np.ndarray], np.ndarray],
+    clusters: Sequence[Hashable] | None,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """`figure` of the sums of `columns` [n, columns], and of the sums of resamples; it maps [m, columns] to [m]."""
+    sums = _clustered(columns, clusters)
+    # Clusters with equal sums are interchangeable: drawing how often each kind comes is the same bootstrap and, for
+    # right-or-wrong values, thousands of times less work.
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
+    random = np.random.Generator(np.random.Philox(seed))
+    block = max(1, _CHUNK // len(kinds))
+    drawn_figures: list[np.ndarray] = []
+    for start in range(0, resamples, block):
+        drawn = random.multinomial(len(sums), counts / len(sums), size=min(block, resamples - start))
+        drawn_figures.append(figure(drawn @ kinds))
+    low, high = np.nanquantile(np.concatenate(drawn_figures), [0.025, 0.975])
+    return Interval(float(figure(sums.sum(axis=0, keepdims=True))[0]), float(low), float(high))
+
+
+def _clustered(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
+    """Sums of every cluster, [clusters, columns]."""
     if clusters is None:
-        return values, np.ones_like(values)
-    if len(clusters) != values.size:
-        raise ValueError(f"there are {len(clusters)} cluster names for {values.size} values")
+        return columns
+    if len(clusters) != len(columns):
+        raise ValueError(f"there are {len(clusters)} cluster names for {len(columns)} values")
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+    return np.stack([np.bincount(index, weights=column) for column in columns.T], axis=1)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from distilvlm.data.batch import BadRow
+from distilvlm.data.readers import Source
 from distilvlm.data.records import PICTURE, Record, Turn
+from distilvlm.data.rows import rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +22,7 @@ class Question:
 
     record: Record  # the system's turns, the question's user turns and the answer
     turn: int  # 0-based number of the answer among the original record's answers
+    meta: Mapping[str, Any] = field(default_factory=dict)  # what else its file says of it
 
     @property
     def text(self) -> str:
@@ -31,6 +40,37 @@ class Question:
         return self.record.key.file, self.record.key.row, self.turn
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The questions of one or several files, in order."""
+
+    name: str  # of the file, or the files
+    questions: tuple[Question, ...]
+    bad: tuple[BadRow, ...] = ()  # rows that can't be asked
+
+
+def asked_of(source: Source) -> Asked:
+    """The questions of a data source, each with the `meta` of its row; of a conversation that
+    `data convert --one-per-picture` joined, with that of its own turn.
+
+    Raises:
+        DataError: the file can't be read again.
+    """
+    metas: dict[int, Mapping[str, Any]] = {}
+    for row, value in enumerate(rows(Path(source.spec.path))):
+        if isinstance(value, Mapping) and isinstance(meta := value.get("meta"), Mapping):
+            metas[row] = meta
+    questions = (
+        replace(one, meta=_of_turn(metas.get(one.record.key.row, {}), one.turn)) for one in questions_of(source.records)
+    )
+    return Asked(source.spec.path, tuple(questions), tuple(source.bad))
+
+
+def _of_turn(meta: Mapping[str, Any], turn: int) -> Mapping[str, Any]:
+    turns = meta.get("turns")
+    return turns[turn] if isinstance(turns, list) and turn < len(turns) and isinstance(turns[turn], Mapping) else meta
+
+
 def questions_of(records: Iterable[Record]) -> Iterator[Question]:
     """Every assistant turn of every record as a question of its own, in order.
 
@@ -38,7 +78,11 @@ def questions_of(records: Iterable[Record]) -> Iterator[Question]:
     would make one mistake count twice. It keeps the system's turns and all pictures of the record; pictures whose place
     is not in the question itself go in front of it, a line each. An assistant turn that no user turn precedes is asked
     with the pictures alone.
+
+    Of a pair, the chosen answer is the right one. One that is rated undesirable is nobody's right answer: it is not
+    asked for, and counted in the log.
     """
+    undesirable = 0
     for record in records:
         system = tuple(turn for turn in record.turns if turn.role == "system")
         asked: list[Turn] = []
@@ -46,11 +90,15 @@ def questions_of(records: Iterable[Record]) -> Iterator[Question]:
         for turn in record.turns:
             if turn.role == "user":
                 asked.append(turn)
+            elif turn.role == "assistant" and record.desirable is False and turn is record.turns[-1]:
+                undesirable += 1
             elif turn.role == "assistant":
                 turns = (*system, *_with_pictures(asked, len(record.images)), turn)
                 yield Question(replace(record, turns=turns), number)
                 asked = []
                 number += 1
+    if undesirable:
+        logger.warning("%d answers rated undesirable are not asked for: they are not right", undesirable)
 
 
 def _with_pictures(asked: list[Turn], pictures: int) -> list[Turn]:

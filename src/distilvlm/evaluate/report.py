@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,39 +17,26 @@ from distilvlm.data.problems import DataError, raise_or_quarantine
 from distilvlm.data.readers import Source
 from distilvlm.data.template import Kind
 from distilvlm.evaluate.generate import Features, answer
-from distilvlm.evaluate.metrics import RESAMPLES, Interval, accurate, exact_match, interval, paired_difference
-from distilvlm.evaluate.questions import Question, questions_of
+from distilvlm.evaluate.measures import ACCURATE, Answered, Figure, Measure
+from distilvlm.evaluate.metrics import RESAMPLES, Interval, paired_ratios, ratio
+from distilvlm.evaluate.questions import Asked, Question, questions_of
 from distilvlm.models.files import write_whole
 from distilvlm.models.vlm import VLM
 
 logger = logging.getLogger(__name__)
 
-Measure = Literal["exact", "accurate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """One question with its true answer and the model's."""
-
-    file: str
-    row: int  # 0-based row of the file
-    turn: int  # 0-based number of the answer in its conversation
-    id: str
-    pictures: tuple[str, ...]
-    question: str
-    answer: str
-    prediction: str
-    exact: bool
-    accurate: bool
+Figures = Mapping[str, Interval | None]
+"""Name of a figure → its value with its 95% interval; None where it is undefined."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every question with its prediction, and the means with their 95% intervals."""
+    """Every question with its prediction, and the measure's figures with their 95% intervals."""
 
     samples: tuple[Answered, ...]
-    exact_match: Interval
-    accuracy: Interval
+    measure: Measure = field(compare=False)
+    figures: Figures
+    categories: Mapping[str, Figures]  # the same, of each kind of question that the measure tells apart
     by_picture: bool  # the intervals draw whole pictures, with all their questions
     bad: tuple[BadRow, ...] = ()  # rows that could not be used, hence were not asked
 
@@ -57,28 +44,50 @@ class Evaluation:
     def n(self) -> int:
         return len(self.samples)
 
+    @property
+    def main(self) -> Interval | None:
+        return self.figures[self.measure.main.name]
+
+    @property
+    def exact_match(self) -> Interval:
+        return self._defined("exact_match")
+
+    @property
+    def accuracy(self) -> Interval:
+        return self._defined("accuracy")
+
+    def _defined(self, name: str) -> Interval:
+        found = self.figures[self.measure.figure(name).name]
+        assert found is not None  # a mean over questions, of which there is at least one
+        return found
+
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints: numbers only, the samples are in the JSONL file."""
+        """What `--json` prints: numbers only, the samples are in the JSONL file. An undefined figure is null."""
+        categories = {
+            name: {"n": sum(_category(self.measure, sample) == name for sample in self.samples), **_json(figures)}
+            for name, figures in self.categories.items()
+        }
         return {
             "n": self.n,
             "pictures": len({sample.pictures for sample in self.samples if sample.pictures}),
             "bad_rows": len(self.bad),
-            "exact_match": asdict(self.exact_match),
-            "accuracy": asdict(self.accuracy),
+            **_json(self.figures),
+            **({"categories": categories} if categories else {}),
             "intervals": "bootstrap over pictures" if self.by_picture else "bootstrap over questions",
         }
 
     def write(self, path: str | Path) -> None:
         """One JSON object per question, in order; the file appears whole or not at all."""
-        lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in self.samples)
+        lines = (json.dumps(sample.as_json(), ensure_ascii=False) + "\n" for sample in self.samples)
         write_whole(path, "".join(lines).encode())
 
 
 def evaluate(
     vlm: VLM,
-    source: Source,
+    source: Source | Asked,
     geometry: Geometry,
     *,
+    measure: Measure = ACCURATE,
     template: Kind | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 128,
@@ -91,8 +100,10 @@ def evaluate(
     """Ask the model every question of a data source (see `questions_of`) and score its greedy answers.
 
     Args:
-        source: from `data.readers.read`; its bad rows stop the evaluation, or are left out and counted.
+        source: from `data.readers.read`, or questions of any other file; its bad rows stop the evaluation, or are left
+            out and counted.
         geometry: as in the model's training.
+        measure: what the answers are judged by.
         template: as in the model's training; default: what the source's specification says.
         features: kept features of the vision tower, by picture path; None runs the tower.
         out: file for one JSON line per question.
@@ -103,13 +114,15 @@ def evaluate(
         DataError: bad rows with `on_bad_row="fatal"`, a picture that can't be decoded, a question longer than the
             model's context, or no question at all. Each names file and row.
     """
+    if isinstance(source, Source):
+        template = template or source.spec.template
+        source = Asked(source.spec.path, tuple(questions_of(source.records)), tuple(source.bad))
     raise_or_quarantine(source.bad, on_bad_row)
     bad = list(source.bad)
-    asked = list(questions_of(source.records))
     predictions = answer(
         vlm,
-        [question.record for question in asked],
-        template or source.spec.template,
+        [question.record for question in source.questions],
+        template or "chat",
         geometry,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
@@ -121,13 +134,16 @@ def evaluate(
     unusable = {row.key for row in bad}
     given = [
         (question, text)
-        for question, text in zip(asked, predictions, strict=True)
+        for question, text in zip(source.questions, predictions, strict=True)
         if question.record.key not in unusable
     ]
     if not given:
-        raise DataError(f"{source.spec.path}: no question can be asked ({len(unusable)} rows can't be used)")
-    evaluation = score([q for q, _ in given], [text for _, text in given], by_picture=by_picture, bad=bad)
-    logger.info("%d questions: exact match %s, accuracy %s", evaluation.n, evaluation.exact_match, evaluation.accuracy)
+        raise DataError(f"{source.name}: no question can be asked ({len(unusable)} rows can't be used)")
+    evaluation = score(
+        [q for q, _ in given], [text for _, text in given], measure=measure, by_picture=by_picture, bad=bad
+    )
+    said = (f"{figure.title} {figure.text(evaluation.figures[figure.name])}" for figure in measure.figures)
+    logger.info("%d questions: %s", evaluation.n, ", ".join(said))
     if out is not None:
         evaluation.write(out)
     return evaluation
@@ -137,6 +153,7 @@ def score(
     asked: Sequence[Question],
     predictions: Sequence[str],
     *,
+    measure: Measure = ACCURATE,
     by_picture: bool = False,
     bad: Iterable[BadRow] = (),
     resamples: int = RESAMPLES,
@@ -146,30 +163,33 @@ def score(
     if len(asked) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions for {len(asked)} questions")
     samples = tuple(
-        Answered(
-            file=question.record.key.file,
-            row=question.record.key.row,
-            turn=question.turn,
-            id=question.record.id,
-            pictures=question.record.images,
-            question=question.text,
-            answer=question.answer,
-            prediction=prediction,
-            exact=exact_match(prediction, question.answer),
-            accurate=accurate(prediction, question.answer),
-        )
+        Answered.of(question, prediction, measure.judge(question, prediction))
         for question, prediction in zip(asked, predictions, strict=True)
     )
-    return _evaluation(samples, by_picture, bad, resamples, seed)
+    return _evaluation(samples, measure, by_picture, bad, resamples, seed)
 
 
-def rescored(file: str | Path, *, by_picture: bool = False, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
-    """The evaluation that `Evaluation.write` wrote to `file`.
+def rescored(
+    file: str | Path,
+    *,
+    measure: Measure = ACCURATE,
+    by_picture: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Evaluation:
+    """The evaluation that `Evaluation.write` wrote to `file`, by the measure that it was judged by.
 
     Raises ValueError for a line that it did not write, naming it.
     """
+    return _evaluation(answered(file), measure, by_picture, (), resamples, seed)
+
+
+def answered(file: str | Path) -> tuple[Answered, ...]:
+    """The answers that `Evaluation.write` wrote to `file`. Raises ValueError for a line that it did not write."""
     samples: list[Answered] = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+    # str.splitlines would also break at U+2028 and the like, which stand unescaped in answers.
+    lines = Path(file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
             samples.append(Answered(**{**values, "pictures": tuple(values["pictures"])}))
@@ -177,24 +197,33 @@ def rescored(file: str | Path, *, by_picture: bool = False, resamples: int = RES
             raise ValueError(f"{file}, line {number} is no answered question: {error}") from None
     if not samples:
         raise ValueError(f"{file} holds no answered question")
-    return _evaluation(tuple(samples), by_picture, (), resamples, seed)
+    return tuple(samples)
 
 
 def _evaluation(
-    samples: tuple[Answered, ...], by_picture: bool, bad: Iterable[BadRow], resamples: int, seed: int
+    samples: tuple[Answered, ...],
+    measure: Measure,
+    by_picture: bool,
+    bad: Iterable[BadRow],
+    resamples: int,
+    seed: int,
 ) -> Evaluation:
-    clusters = _clusters(samples) if by_picture else None
-    return Evaluation(
-        samples,
-        interval(_right(samples, "exact"), clusters, resamples, seed),
-        interval(_right(samples, "accurate"), clusters, resamples, seed),
-        by_picture,
-        tuple(bad),
-    )
+    def figures(chosen: Sequence[Answered]) -> dict[str, Interval | None]:
+        clusters = _clusters(chosen) if by_picture else None
+        return {one.name: ratio(*_parts(chosen, one), clusters, resamples, seed) for one in measure.figures}
+
+    kinds = dict.fromkeys(name for sample in samples if (name := _category(measure, sample)) is not None)
+    ordered = [name for name in measure.categories if name in kinds]
+    ordered += [name for name in kinds if name not in measure.categories]
+    categories = {name: figures([s for s in samples if _category(measure, s) == name]) for name in ordered}
+    return Evaluation(samples, measure, figures(samples), categories, by_picture, tuple(bad))
 
 
-def difference(a: Evaluation, b: Evaluation, measure: Measure = "accurate", seed: int = 0) -> Interval:
-    """a - b with its paired 95% interval, by picture where both are. Raises ValueError when they asked differently."""
+def difference(a: Evaluation, b: Evaluation, figure: str | None = None, seed: int = 0) -> Interval | None:
+    """a - b in a figure (default: the measure's main one) with its paired 95% interval, by picture where both are.
+
+    None where the figure is undefined for one of them. Raises ValueError when they asked differently.
+    """
     for one, other in zip(a.samples, b.samples, strict=False):
         if (one.row, one.turn, one.question, one.answer) != (other.row, other.turn, other.question, other.answer):
             raise ValueError(
@@ -202,13 +231,25 @@ def difference(a: Evaluation, b: Evaluation, measure: Measure = "accurate", seed
                 f"{other.file} row {other.row} turn {other.turn} in the other"
             )
     clusters = _clusters(a.samples) if a.by_picture and b.by_picture else None
-    return paired_difference(_right(a.samples, measure), _right(b.samples, measure), clusters, seed=seed)
+    wanted = a.measure.main if figure is None else a.measure.figure(figure)
+    return paired_ratios(_parts(a.samples, wanted), _parts(b.samples, wanted), clusters, seed=seed)
 
 
-def _right(samples: Sequence[Answered], measure: Measure) -> np.ndarray:
-    return np.array([getattr(sample, measure) for sample in samples], dtype=np.float64)
+def _parts(samples: Sequence[Answered], figure: Figure) -> tuple[np.ndarray, np.ndarray]:
+    """Numerators and denominators, [samples] each."""
+    columns = np.array([figure.parts(sample) for sample in samples], dtype=np.float64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]
 
 
 def _clusters(samples: Sequence[Answered]) -> list[object]:
     """The picture of each question; a text-only question stands for itself."""
-    return [sample.pictures or (sample.row, sample.turn) for sample in samples]
+    return [sample.pictures or (sample.file, sample.row, sample.turn) for sample in samples]
+
+
+def _category(measure: Measure, sample: Answered) -> str | None:
+    found = sample.details.get(measure.category) if measure.category else None
+    return None if found is None else str(found)
+
+
+def _json(figures: Figures) -> dict[str, Any]:
+    return {name: None if found is None else asdict(found) for name, found in figures.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Content(BaseModel):
@@ -25,15 +25,43 @@ class Interval(Content):
         return self.low > 0 or self.high < 0
 
 
-class Summary(Content):
-    """`Evaluation.summary()`: one model's score on one question set."""
+class Figures(Content):
+    """Figures by name, which stand in the file beside the other fields; null: undefined."""
+
+    figures: dict[str, Interval | None]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gathered(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        figures = {name: value for name, value in content.items() if value is None or _is_interval(value)}
+        return {**content, "figures": figures}
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, dict) and {"mean", "low", "high"} <= {*value}
+
+
+class Summary(Figures):
+    """`Evaluation.summary()`: one model's figures on one question set."""
 
     n: int
     pictures: int
     bad_rows: int = 0
-    exact_match: Interval
-    accuracy: Interval
     intervals: str = ""
+    categories: dict[str, Figures] = {}  # the same figures, of each kind of question
+
+
+class Figure(Content):
+    """A figure of a measure: `evaluate.measures.Figure`."""
+
+    name: str
+    title: str
+    better: Literal["higher", "lower", "neither"] = "higher"
+    about: str = ""
+    percent: bool = True
+    headline: bool = True
 
 
 class ModelSize(Content):
@@ -43,7 +71,7 @@ class ModelSize(Content):
 
 class QuestionSet(Content):
     title: str = ""
-    measure: Literal["exact", "accurate"] | None = None  # what its differences are of; None: not told
+    measure: str | None = None  # what its differences are of; None: not told
     n: int
     pictures: int = 0
 
@@ -53,7 +81,7 @@ class SeedScores(Content):
 
     seed: int
     rows: dict[str, dict[str, Summary]]
-    differences: dict[str, dict[str, Interval]] = {}
+    differences: dict[str, dict[str, Interval | None]] = {}  # null: undefined
     runs: dict[str, str] = {}
 
 
@@ -70,6 +98,7 @@ class ComparisonFile(Content):
     seconds: dict[str, float] = {}
     models: dict[str, ModelSize]
     baselines: list[str] = []
+    measures: dict[str, list[Figure]] = {}  # the first is what differences are of; older files have none
     questions: dict[str, QuestionSet]
     differences: list[tuple[str, str]] = []
     seeds: list[SeedScores]
@@ -179,7 +208,7 @@ class Quarantined(Content):
 
 
 class Answer(Content):
-    """A line of an answers file: `evaluate.report.Answered`."""
+    """A line of an answers file: `evaluate.measures.Answered`."""
 
     file: str
     row: int
@@ -190,6 +219,7 @@ class Answer(Content):
     prediction: str
     exact: bool
     accurate: bool
+    details: dict[str, Any] = {}
 
     @property
     def place(self) -> tuple[str, int, int]:

@@ -9,13 +9,20 @@ from typing import Literal
 from markupsafe import Markup
 
 from .axes import Axis, linear_ticks, number
-from .formats import ComparisonFile, Interval, Summary
+from .formats import ComparisonFile, Figure, Interval, Summary
+
+BLIND = ("majority", "question-only", "always-yes")
 
 WIDTH, LINE = 260, 18
 MARGIN = 10
 
-Measure = Literal["accuracy", "exact_match"]
-NAMES: dict[Measure, str] = {"accuracy": "accuracy", "exact_match": "exact match"}
+RULES = "Accuracy forgives case, articles and punctuation, exact match nothing."
+ACCURACY = Figure(name="accuracy", title="accuracy", about=RULES)
+EXACT_MATCH = Figure(name="exact_match", title="exact match", about=RULES)
+"""What comparisons measured before their files said what they measure."""
+
+Cell = Interval | Literal["undefined"] | None
+"""None: it was not asked."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Row:
 
     name: str
     series: int | None  # colour; None for what is no model
-    cells: list[Interval | None]  # one per seed
+    cells: list[Cell]  # one per seed
     plot: Markup
     note: str = ""
 
@@ -34,26 +41,42 @@ class Table:
     """Models by seeds, or differences by seeds."""
 
     caption: str
-    measure: str
+    measure: str  # title of the figure
+    about: str
     seeds: list[int]
     axis: Markup
     rows: list[Row]
 
 
-def scores(file: ComparisonFile, questions: str, measure: Measure, series: dict[str, int]) -> Table | None:
-    """Every baseline and model on one question set; None if no seed has been asked it."""
+def figures(file: ComparisonFile, questions: str) -> list[Figure]:
+    """What was measured on a question set; differences are of the first."""
+    told = file.measures.get(file.questions[questions].measure or "")
+    if told:
+        return told
+    first, second = (EXACT_MATCH, ACCURACY) if measured(file, questions) == "exact_match" else (ACCURACY, EXACT_MATCH)
+    return [first, second.model_copy(update={"headline": False})]
+
+
+def scores(
+    file: ComparisonFile, questions: str, figure: Figure, series: dict[str, int], category: str | None = None
+) -> Table | None:
+    """Every baseline and model on one question set, or on one kind of its questions; None if no seed was asked it."""
     asked = [scores.rows.get(questions, {}) for scores in file.seeds]
     names = [name for name in (*file.baselines, *file.models) if any(name in rows for rows in asked)]
     if not names:
         return None
-    cells = {name: [_picked(rows.get(name), measure) for rows in asked] for name in names}
-    scale = _scale([cell for row in cells.values() for cell in row if cell], 0.0, 1.0)
+    cells: dict[str, list[Cell]] = {
+        name: [_picked(rows.get(name), figure.name, category) for rows in asked] for name in names
+    }
+    scale = _scale([cell for row in cells.values() for cell in row if isinstance(cell, Interval)], 0.0, 1.0)
     rows = [
         Row(name, series.get(name), cells[name], _plot(cells[name], series.get(name), scale, None), _size(file, name))
         for name in names
     ]
+    title = figure.title if category is None else f"{figure.title}, {category}"
+    better = "" if figure.better == "neither" else f", {figure.better} is better"
     seeds = [scores.seed for scores in file.seeds]
-    return Table(f"{NAMES[measure]} in %, higher is better", NAMES[measure], seeds, _axis(scale, None), rows)
+    return Table(f"{title} in %{better}", title, figure.about, seeds, _axis(scale, None), rows)
 
 
 def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table | None:
@@ -64,41 +87,47 @@ def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table 
     names = [name for name in dict.fromkeys(names) if any(name in found for found in given)]
     if not names:
         return None
-    cells = {name: [found.get(name) for found in given] for name in names}
-    scale = _scale([cell for row in cells.values() for cell in row if cell], -1.0, 1.0, zero=True)
+    cells: dict[str, list[Cell]] = {
+        name: [(found[name] or "undefined") if name in found else None for found in given] for name in names
+    }
+    scale = _scale([cell for row in cells.values() for cell in row if isinstance(cell, Interval)], -1.0, 1.0, zero=True)
     rows: list[Row] = []
     for name in names:
         colour = series.get(name.split(" - ")[0])
         drawn = _plot(cells[name], colour, scale, 0.0)
         rows.append(Row(name.replace(" - ", " − "), colour, cells[name], drawn, verdict(cells[name])))
-    measure = NAMES[measured(file, questions)]
+    figure = figures(file, questions)[0]
     seeds = [scores.seed for scores in file.seeds]
-    caption = f"paired differences of {measure} in percentage points"
-    return Table(caption, measure, seeds, _axis(scale, 0.0), rows)
+    lower = ", below 0 is better" if figure.better == "lower" else ""
+    caption = f"paired differences of {figure.title} in percentage points{lower}"
+    return Table(caption, figure.title, figure.about, seeds, _axis(scale, 0.0), rows)
 
 
-def measured(file: ComparisonFile, questions: str) -> Measure:
-    """Of which measure the differences are: as the file says, else that whose means they are the differences of."""
+def measured(file: ComparisonFile, questions: str) -> str:
+    """Of which figure the differences are: as the file says, else that whose means they are the differences of."""
     told = file.questions[questions].measure
     if told is not None:
-        return "exact_match" if told == "exact" else "accuracy"
-    for measure in ("exact_match", "accuracy"):
+        named = file.measures.get(told)
+        return named[0].name if named else "exact_match" if told == "exact" else "accuracy"
+    for figure in ("exact_match", "accuracy"):
         agree = [
-            abs(_mean(rows.get(a), measure) - _mean(rows.get(b), measure) - gap.mean) < 1e-6
+            abs(_mean(rows.get(a), figure) - _mean(rows.get(b), figure) - gap.mean) < 1e-6
             for scores in file.seeds
             for rows in [scores.rows.get(questions, {})]
             for name, gap in scores.differences.get(questions, {}).items()
             for a, _, b in [name.partition(" - ")]
-            if a in rows and b in rows
+            if a in rows and b in rows and gap is not None
         ]
         if agree and all(agree):
-            return measure
+            return figure
     return "accuracy"
 
 
-def verdict(cells: Sequence[Interval | None]) -> str:
+def verdict(cells: Sequence[Cell]) -> str:
     """Whether the intervals exclude 0, in words."""
-    there = [cell for cell in cells if cell is not None]
+    there = [cell for cell in cells if isinstance(cell, Interval)]
+    if not there:
+        return "undefined"
     above = sum(cell.low > 0 for cell in there)
     below = sum(cell.high < 0 for cell in there)
     if not above and not below:
@@ -112,19 +141,24 @@ def verdict(cells: Sequence[Interval | None]) -> str:
     return f"{', '.join(part for part in parts if part)} of {len(there)} seeds{rest}"
 
 
-def _picked(summary: Summary | None, measure: Measure) -> Interval | None:
-    return None if summary is None else getattr(summary, measure)
+def _picked(summary: Summary | None, figure: str, category: str | None = None) -> Cell:
+    if summary is None:
+        return None
+    found = summary if category is None else summary.categories.get(category)
+    if found is None:
+        return None
+    return found.figures.get(figure) or "undefined"
 
 
-def _mean(summary: Summary | None, measure: Measure) -> float:
-    found = _picked(summary, measure)
-    return float("nan") if found is None else found.mean
+def _mean(summary: Summary | None, figure: str) -> float:
+    found = _picked(summary, figure)
+    return found.mean if isinstance(found, Interval) else float("nan")
 
 
 def _size(file: ComparisonFile, name: str) -> str:
     size = file.models.get(name)
     if size is None:
-        return "never looks at the picture" if name in ("majority", "question-only") else "baseline"
+        return "never looks at the picture" if name in BLIND else "baseline"
     parts = []
     if size.parameters:
         parts.append(f"{size.parameters:,} parameters")
@@ -134,8 +168,8 @@ def _size(file: ComparisonFile, name: str) -> str:
 
 
 def _scale(cells: Sequence[Interval], least: float, most: float, zero: bool = False) -> Axis:
-    low = min([cell.low for cell in cells] + ([0.0] if zero else []))
-    high = max([cell.high for cell in cells] + ([0.0] if zero else []))
+    low = min([cell.low for cell in cells] + ([0.0] if zero or not cells else []))
+    high = max([cell.high for cell in cells] + ([0.0] if zero or not cells else []))
     room = max(0.05 * (high - low), 0.004)
     return Axis(max(least, low - room), min(most, high + room), MARGIN, WIDTH - MARGIN)
 
@@ -162,13 +196,13 @@ def _axis(scale: Axis, zero: float | None) -> Markup:
     return Markup(f'<svg class="forest" viewBox="0 0 {WIDTH} 16" aria-hidden="true">{labels}</svg>')
 
 
-def _plot(cells: Sequence[Interval | None], series: int | None, scale: Axis, zero: float | None) -> Markup:
+def _plot(cells: Sequence[Cell], series: int | None, scale: Axis, zero: float | None) -> Markup:
     """Dots and whiskers, a line per seed; its numbers stand in the cells, so readers of text lose nothing."""
     height = LINE * len(cells)
     colour = "base" if series is None else f"s{series}"
     marks: list[str] = []
     for place, cell in enumerate(cells):
-        if cell is None:
+        if not isinstance(cell, Interval):
             continue
         y = LINE * place + LINE / 2
         low, mean, high = (scale.place(value) for value in (cell.low, cell.mean, cell.high))

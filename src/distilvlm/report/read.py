@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +25,10 @@ from .formats import (
     Manifest,
     Quarantined,
     SeedScores,
+    Summary,
     Update,
 )
+from .intervals import figures
 
 Form = TypeVar("Form", bound=Content)
 
@@ -197,6 +199,7 @@ def _comparison(directory: Path) -> Comparison:
             if questions not in file.questions or strangers:
                 what = f"models {strangers}" if strangers else f"the question set '{questions}'"
                 raise ReportError(f"{path}: seed {scores.seed} has rows of {what}, which the head does not name")
+            _check_figures(file, questions, rows, f"{path}: seed {scores.seed}, {questions}")
     known: dict[str, Run | None] = {}  # a run may serve several seeds
     for scores in file.seeds:
         for model, where in scores.runs.items():
@@ -209,6 +212,13 @@ def _comparison(directory: Path) -> Comparison:
         names = sorted(scores.runs, key=lambda name: models.index(name) if name in models else len(models))
         seeds.append(SeedRuns(scores, {name: known[scores.runs[name]] for name in names}))
     return Comparison(directory, file, seeds)
+
+
+def _check_figures(file: ComparisonFile, questions: str, rows: Mapping[str, Summary], where: str) -> None:
+    for figure in figures(file, questions):
+        for model, summary in rows.items():
+            if figure.name not in summary.figures:
+                raise ReportError(f"{where}: '{model}' has no '{figure.name}', which the set's measure tells")
 
 
 def _optional(path: Path, form: type[Form]) -> Form | None:

@@ -20,6 +20,7 @@ class Headline:
 
     questions: str
     difference: str
+    figure: str
     seed: int  # the first one that has it
     interval: Interval
     verdict: str  # over all seeds
@@ -33,8 +34,9 @@ class QuestionResults:
     title: str
     about: str
     gaps: intervals.Table | None
-    scores: intervals.Table | None  # by the measure of the differences
-    other: intervals.Table | None  # by the other measure; None where it says the same
+    scores: list[intervals.Table]  # the figure of the differences first
+    others: list[intervals.Table]  # further figures, and the first one by kind of question
+    same: list[str]  # figures that say the same as the first
     kinds: list[Kind] | None  # None where no answers are kept
     missing: list[str]  # models without an answers file
     asked: int
@@ -57,7 +59,8 @@ def headlines(file: ComparisonFile) -> list[Headline]:
         first = next(((seed.seed, cell) for seed, cell in zip(file.seeds, cells, strict=True) if cell), None)
         if first is not None:
             shown = name.replace(" - ", " \u2212 ")
-            found.append(Headline(about.title or questions, shown, *first, intervals.verdict(cells)))
+            figure = intervals.figures(file, questions)[0].title
+            found.append(Headline(about.title or questions, shown, figure, *first, intervals.verdict(cells)))
     return found
 
 
@@ -72,14 +75,10 @@ def main_pair(file: ComparisonFile) -> tuple[str, str] | None:
 
 
 def results(comparison: Comparison, name: str, series: Mapping[str, int], samples: int) -> QuestionResults:
-    file, about = comparison.file, comparison.file.questions[name]
     """The tables and the samples of one question set. Raises ReportError for a damaged answers file."""
-    colours = dict(series)
-    measure = intervals.measured(file, name)
-    scores = intervals.scores(file, name, measure, colours)
-    other = intervals.scores(file, name, "accuracy" if measure == "exact_match" else "exact_match", colours)
-    if scores is not None and other is not None and [r.cells for r in scores.rows] == [r.cells for r in other.rows]:
-        other = None
+    file, about = comparison.file, comparison.file.questions[name]
+    scores, others, same = _tables(file, name, dict(series))
+    measure = intervals.figures(file, name)[0].name
     answers = comparison.answers(file.seeds[0].seed, name)
     kinds = missing = None
     if answers is not None:
@@ -93,11 +92,37 @@ def results(comparison: Comparison, name: str, series: Mapping[str, int], sample
         name=name,
         title=about.title or name,
         about=f"{about.n:,} questions{pictures}" + (f"; 95% intervals: {drawn}" if drawn else ""),
-        gaps=intervals.gaps(file, name, colours),
+        gaps=intervals.gaps(file, name, dict(series)),
         scores=scores,
-        other=other,
+        others=others,
+        same=same,
         kinds=kinds,
         missing=missing or [],
         asked=sum(kind.count for kind in kinds or []),
         shown=sum(kind.shown for kind in kinds or []),
     )
+
+
+def _tables(
+    file: ComparisonFile, name: str, series: dict[str, int]
+) -> tuple[list[intervals.Table], list[intervals.Table], list[str]]:
+    """Figures that stand open, figures that are folded, and the titles of those that only repeat the first."""
+    figures = [figure for figure in intervals.figures(file, name) if figure.percent]
+    rows = [row for seed in file.seeds for row in seed.rows.get(name, {}).values()]
+    categories = dict.fromkeys(category for row in rows for category in row.categories)
+    wanted = [(figure, None, figure.headline) for figure in figures]
+    wanted += [(figures[0], category, False) for category in categories]
+    shown: list[intervals.Table] = []
+    folded: list[intervals.Table] = []
+    same: list[str] = []
+    for figure, category, headline in wanted:
+        table = intervals.scores(file, name, figure, series, category)
+        if table is None:
+            continue
+        if headline:
+            shown.append(table)
+        elif category is None and shown and [r.cells for r in shown[0].rows] == [r.cells for r in table.rows]:
+            same.append(figure.title)
+        else:
+            folded.append(table)
+    return shown, folded, same

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .formats import Answer
-from .intervals import Measure
 
 SHARES = (3, 2, 2, 2, 1, 1)
 """Of the samples shown, by kind: the first kinds say most about a comparison."""
@@ -23,6 +22,7 @@ class Given:
     series: int | None
     text: str
     right: bool
+    verdict: str  # in words
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def choose(
     models: Sequence[str],
     pair: tuple[str, str] | None,
     series: Mapping[str, int],
-    measure: Measure,
+    measure: str,
     limit: int,
 ) -> list[Kind]:
     """Kinds of questions in order, with the `limit` questions that are shown of all.
@@ -64,6 +64,7 @@ def choose(
         answers: of every baseline and model, the same questions in the same order.
         models: whose answers sort the questions; baselines never look, so they don't.
         pair: the two models whose difference matters most: its kinds come first.
+        measure: name of the figure that the differences are of.
     """
     names = [name for name in models if name in answers]
     if not names:
@@ -115,7 +116,7 @@ def _kind(
     answers: Mapping[str, Sequence[Answer]],
     names: Sequence[str],
     pair: tuple[str, str] | None,
-    measure: Measure,
+    measure: str,
 ) -> str:
     titles = _titles(names, pair)
     right = {name: is_right(answers[name][place], measure) for name in names}
@@ -131,8 +132,16 @@ def _kind(
     return titles[-3] if len(words) > 1 else titles[-2]
 
 
-def is_right(answer: Answer, measure: Measure) -> bool:
-    return answer.exact if measure == "exact_match" else answer.accurate
+def is_right(answer: Answer, measure: str) -> bool:
+    """As the measure found it; where it leaves that to the words, by the figure `measure`."""
+    words = answer.exact if measure == "exact_match" else answer.accurate
+    return bool(answer.details.get("right", words))
+
+
+def _given(name: str, series: int | None, answer: Answer, measure: str) -> Given:
+    right = is_right(answer, measure)
+    verdict = str(answer.details.get("verdict") or ("right" if right else "wrong"))
+    return Given(name, series, answer.prediction, right, verdict)
 
 
 def _cards(
@@ -140,7 +149,7 @@ def _cards(
     quota: int,
     answers: Mapping[str, Sequence[Answer]],
     series: Mapping[str, int],
-    measure: Measure,
+    measure: str,
 ) -> list[Card]:
     """Cards with `quota` questions, their pictures spread evenly over the kind's."""
     first = next(iter(answers.values()))
@@ -163,10 +172,7 @@ def _cards(
             Asked(
                 first[place].question,
                 first[place].answer,
-                [
-                    Given(name, series.get(name), given[place].prediction, is_right(given[place], measure))
-                    for name, given in answers.items()
-                ],
+                [_given(name, series.get(name), given[place], measure) for name, given in answers.items()],
             )
             for place in group
         ]

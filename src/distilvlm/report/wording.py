@@ -83,7 +83,7 @@ def transform(steps: list[Any]) -> str:
 
 def terms(stage: Stage) -> str:
     """The loss of a stage: `text + response + 0.5 relation`."""
-    given = stage.about.terms if stage.about is not None and stage.about.terms else stage.spec.loss.model_dump()
+    given = stage.about.terms if stage.about is not None and stage.about.terms else stage.spec.loss.weights
     used = {name: weight for name, weight in given.items() if name != "temperature" and weight}
     said = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in used.items())
     warm = stage.spec.loss.temperature

@@ -1,0 +1,91 @@
+"""The question sets of a comparison, read: what is asked, what answers are judged by, what is right without looking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distilvlm.data import raise_or_quarantine, read
+from distilvlm.evaluate import (
+    ACCURATE,
+    EXACT,
+    Asked,
+    Evaluation,
+    Measure,
+    Question,
+    asked_of,
+    majority,
+    question_only,
+    score,
+)
+from distilvlm.evaluate.hallucination import (
+    POLLING,
+    Synonyms,
+    captions,
+    default_synonyms,
+    read_annotations,
+    with_things,
+)
+from distilvlm.recipe import SourceSpec
+
+from .schema import ALWAYS_YES, BASELINES, QuestionSpec
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """One set, ready to be asked."""
+
+    spec: QuestionSpec
+    asked: Asked
+    training: Asked  # questions with the answers that baselines know
+    measure: Measure
+
+    def score(self, predictions: list[str]) -> Evaluation:
+        return score(self.asked.questions, predictions, measure=self.measure, by_picture=True)
+
+    def baselines(self) -> dict[str, Evaluation]:
+        """What is right without looking: the most common training answer, the best guess from the question alone, and
+        for polling, whoever always says yes."""
+        pairs = [(question.text, question.answer) for question in self.training.questions]
+        usual, blind = majority(answer for _, answer in pairs), question_only(pairs)
+        given = {
+            BASELINES[0]: [usual for _ in self.asked.questions],
+            BASELINES[1]: [blind(question.text) for question in self.asked.questions],
+            ALWAYS_YES: ["yes" for _ in self.asked.questions],
+        }
+        return {name: self.score(given[name]) for name in self.spec.baselines}
+
+
+def read_questions(specs: Mapping[str, QuestionSpec]) -> dict[str, QuestionSet]:
+    """The files of all question sets.
+
+    Raises:
+        DataError: rows that can't be used, or that the measure can't judge.
+    """
+    return {name: _read(name, spec) for name, spec in specs.items()}
+
+
+def _read(name: str, spec: QuestionSpec) -> QuestionSet:
+    asked = _asked(spec.source, name)
+    images = spec.training_images or spec.images
+    training = _asked(SourceSpec(path=spec.training, images=images), "training")
+    if spec.measure != "captions":
+        measure = {"exact": EXACT, "accurate": ACCURATE, "polling": POLLING}[spec.measure]
+        return QuestionSet(spec, asked, training, measure)
+    names: tuple[str, ...] = ()
+    if spec.annotations:
+        annotations = read_annotations(spec.annotations)
+        asked, names = with_things(asked, annotations), annotations.names
+    # What only training pictures show can be hallucinated all the same.
+    table = Synonyms.read(spec.synonyms) if spec.synonyms else default_synonyms(_with_things(asked, training), names)
+    return QuestionSet(spec, asked, training, captions(table))
+
+
+def _asked(source: SourceSpec, name: str) -> Asked:
+    found = asked_of(read(source, name))
+    raise_or_quarantine(found.bad, "fatal")
+    return found
+
+
+def _with_things(asked: Asked, training: Asked) -> list[Question]:
+    return [*asked.questions, *(question for question in training.questions if "things" in question.meta)]
