@@ -11,10 +11,19 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 
-def _qwen2(width: int, inner: int, layers: int, heads: int, key_heads: int, tied: bool, theta: float) -> dict[str, Any]:
+def _qwen2(
+    width: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    key_heads: int,
+    tied: bool,
+    theta: float,
+    rows: int = 151936,
+) -> dict[str, Any]:
     return {
         "model_type": "qwen2",
-        "vocab_size": 151936,
+        "vocab_size": rows,
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": layers,
@@ -88,6 +97,10 @@ _FACTS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen1.5-0.5B": _qwen2(1024, 2816, 24, 16, 16, tied=True, theta=1e6),
     "Qwen/Qwen1.5-1.8B": _qwen2(2048, 5504, 24, 16, 16, tied=False, theta=1e6),
     "Qwen/Qwen1.5-4B": _qwen2(2560, 6912, 40, 20, 20, tied=False, theta=5e6),
+    "Qwen/Qwen1.5-7B": _qwen2(4096, 11008, 32, 32, 32, tied=False, theta=1e6),
+    "Qwen/Qwen2-0.5B": _qwen2(896, 4864, 24, 14, 2, tied=True, theta=1e6),
+    "Qwen/Qwen2-1.5B": _qwen2(1536, 8960, 28, 12, 2, tied=True, theta=1e6),
+    "Qwen/Qwen2-7B": _qwen2(3584, 18944, 28, 28, 4, tied=False, theta=1e6, rows=152064),
     "Qwen/Qwen2.5-0.5B": _qwen2(896, 4864, 24, 14, 2, tied=True, theta=1e6),
     "Qwen/Qwen2.5-1.5B": _qwen2(1536, 8960, 28, 12, 2, tied=True, theta=1e6),
     "Qwen/Qwen2.5-3B": _qwen2(2048, 11008, 36, 16, 2, tied=True, theta=1e6),
@@ -109,7 +122,7 @@ _FACTS: dict[str, dict[str, Any]] = {
 }
 # The chat and instruct versions have the base model's architecture.
 _FACTS |= {f"{name}-Chat": facts for name, facts in _FACTS.items() if name.startswith("Qwen/Qwen1.5")}
-_FACTS |= {f"{name}-Instruct": facts for name, facts in _FACTS.items() if "Qwen2.5-" in name or "SmolLM2-" in name}
+_FACTS |= {f"{name}-Instruct": facts for name, facts in _FACTS.items() if "Qwen2" in name or "SmolLM2-" in name}
 
 KNOWN = tuple(_FACTS)
 """Hub ids whose architecture is stated here."""
