@@ -51,11 +51,13 @@ def check(
         bad.setdefault((row.key, row.field), row)
     if as_json:
         rows = [{**asdict(row.key), "field": row.field, "reason": row.reason} for row in bad.values()]
-        typer.echo(json.dumps({"rows": sum(_rows(source) for source in sources), "bad": rows}, indent=1))
+        told = {"rows": sum(_rows(source) for source in sources), **_preferences(sources), "bad": rows}
+        typer.echo(json.dumps(told, indent=1))
     else:
         for row in bad.values():
             typer.echo(str(row))
-        typer.echo(f"{len(bad)} of {sum(_rows(source) for source in sources):,} rows can't be used")
+        kinds = "".join(f"; {count:,} {what}" for what, count in _preferences(sources).items() if count)
+        typer.echo(f"{len(bad)} of {sum(_rows(source) for source in sources):,} rows can't be used{kinds}")
     if bad:
         raise typer.Exit(1)
 
@@ -150,6 +152,15 @@ def _looked_at(
 def _seen(stage: StageSpec) -> tuple[Any, ...]:
     """What decides on what a stage sees of its data: stages that agree in it share a report."""
     return (stage.max_length, *stage.data)
+
+
+def _preferences(sources: list[Source]) -> dict[str, int]:
+    """How many records of the readers are preferences."""
+    counts = {"pairs": 0, "rated": 0}
+    for source in sources:
+        if source.preferences is not None:
+            counts[source.preferences] += len(source.records)
+    return counts
 
 
 def _different(reports: dict[str, DataReport]) -> list[DataReport]:

@@ -12,8 +12,8 @@ import torch
 from distilvlm.data import Batch, Order, StageData
 from distilvlm.data.batch import IGNORED, SampleKey
 from distilvlm.data.collate import collate
-from distilvlm.data.dataset import Sample
 from distilvlm.data.problems import RowError
+from distilvlm.data.sample import Sample, stand_in
 from distilvlm.data.sampler import shares
 from distilvlm.data.stage import stage_order
 from distilvlm.data.template import SAFE_ID
@@ -110,25 +110,11 @@ def mean_and_median(per_update: Sequence[float]) -> tuple[float, float]:
 
 def _sample(data: StageData, student: VLM, width: int, index: int) -> Sample:
     record = data.record(index)
-    try:
-        encoded = data.encoded(index)
-    except RowError:  # the run's own check names it; a stand-in of one token is what quarantine makes of it
-        return _stand_in(record.key, data.placeholders)
     pictures = len(record.images)
-    return Sample(
-        key=record.key,
-        input_ids=encoded.input_ids,
-        labels=encoded.labels,
-        placeholder_positions=encoded.placeholder_positions,
-        visual_positions=encoded.placeholder_positions[data.visual.repeat(pictures)],
-        placeholders=data.placeholders,
-        features=torch.zeros(pictures, data.placeholders, width) if pictures else None,
-    )
-
-
-def _stand_in(key: SampleKey, placeholders: int) -> Sample:
-    none = torch.zeros(0, dtype=torch.int64)
-    return Sample(key, torch.tensor([SAFE_ID]), torch.tensor([IGNORED]), none, none, placeholders, weight=0.0)
+    try:
+        return data.assemble(index, features=torch.zeros(pictures, data.placeholders, width) if pictures else None)
+    except RowError:  # the run's own check names it; a stand-in of one token is what quarantine makes of it
+        return stand_in(record, data.placeholders)
 
 
 def _assumed(student: VLM, width: int, read: int, learned: int, max_length: int) -> Sample:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,38 +14,33 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distilvlm.data import geometry
-from distilvlm.data.batch import IGNORED, BadRow, SampleKey
+from distilvlm.data.batch import BadRow
 from distilvlm.data.geometry import GREY, PictureError
+from distilvlm.data.inspection import image_field, inspect
 from distilvlm.data.problems import DataError, RowError
-from distilvlm.data.readers import Source
-from distilvlm.data.records import Record
-from distilvlm.data.report import DataReport, SourceReport
+from distilvlm.data.readers import NAMES, Source
+from distilvlm.data.records import Preferences, Record
+from distilvlm.data.report import DataReport
+from distilvlm.data.sample import Sample, joined, stand_in
 from distilvlm.data.sampler import SampleIndex
-from distilvlm.data.template import SAFE_ID, Encoded, Template
+from distilvlm.data.template import Encoded, Template
 from distilvlm.recipe.schema import PictureSpec
 
 FeatureReader = Callable[[str], Tensor]
 """Path of a picture to its kept features, [placeholders, d_vision]."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One row, ready to be collated."""
-
-    key: SampleKey
-    input_ids: Tensor  # [length] int64
-    labels: Tensor  # [length] int64, not shifted
-    placeholder_positions: Tensor  # [pictures * placeholders] int64
-    visual_positions: Tensor  # [visual] int64: the placeholders that are no registers
-    placeholders: int  # per picture
-    pictures: Tensor | None = None  # [pictures, 3, size, size] uint8
-    features: Tensor | None = None  # [pictures, placeholders, d_vision]
-    weight: float = 1.0
-    bad: tuple[BadRow, ...] = ()
+ReferenceReader = Callable[[int], tuple[float, float]]
+"""Index of a preference to the log-probabilities that the reference gives to the answers of its two sequences."""
 
 
 class StageData(Dataset[Sample]):
     """A map-style dataset over (pass, index), picklable for loader processes.
+
+    A preference is one sample of two sequences about the same pictures: chosen and rejected; or a rated answer and,
+    behind the same prompt, the last answer of the next sample of its source (of the first, behind the last). That one
+    fits the prompt by chance only, so it tells how far the student has moved whatever is asked (KTO's z0; TRL makes it
+    by the same rotation, of a batch).
 
     Args:
         sources: what `readers.read` gave; each uses the template that its recipe entry names.
@@ -59,10 +55,12 @@ class StageData(Dataset[Sample]):
         feature_reader: kept features instead of pixels; pictures are then not decoded.
         on_bad_row: what a row does that turns out unusable while loading: "fatal" raises, "quarantine" makes a stand-in
             of weight 0 that carries the reason in `bad`.
+        reference_reader: see `with_references`.
 
     Raises:
-        ValueError: augmentation together with kept features, which would not see it.
-        DataError: no usable record, or a template that does not fit the tokenizer.
+        ValueError: augmentation together with kept features, which would not see it; or as `with_references`.
+        DataError: no usable record, sources of different kinds, a source with a single rated answer, or a template that
+            does not fit the tokenizer.
     """
 
     def __init__(
@@ -79,6 +77,7 @@ class StageData(Dataset[Sample]):
         background: tuple[int, int, int] = GREY,
         feature_reader: FeatureReader | None = None,
         on_bad_row: Literal["fatal", "quarantine"] = "fatal",
+        reference_reader: ReferenceReader | None = None,
     ) -> None:
         if feature_reader is not None and pictures.augment is not None:
             raise ValueError("pictures.augment has no effect on kept features: drop it, or drop pictures.features")
@@ -99,13 +98,18 @@ class StageData(Dataset[Sample]):
         self.background = background
         self.feature_reader = feature_reader
         self.on_bad_row = on_bad_row
+        self.preferences: Preferences | None = _one_kind(self.sources)
+        self.reference_reader: ReferenceReader | None = None
+        self._contents: dict[str, str] = {}  # picture -> what `geometry.content` says
         self._members = np.concatenate(
             [
                 np.stack([np.full(len(source.records), number), np.arange(len(source.records))], axis=1)
                 for number, source in enumerate(self.sources)
             ]
         )  # [samples, 2] source and record
-        self._need_samples()
+        self._settle()
+        if reference_reader is not None:
+            self._refer_to(reference_reader)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -117,14 +121,15 @@ class StageData(Dataset[Sample]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """[samples] words and visual tokens: a measure of length that needs no tokenising (LLaVA's)."""
+        """[samples] words and visual tokens (of a pair's longer side): a measure of length that needs no tokenising
+        (LLaVA's)."""
         words = self._gather([source.records.words for source in self.sources])
         return words + self.placeholders * self.picture_counts
 
     @property
     def mixture(self) -> list[tuple[int, float]]:
         """(samples, weight) of each source, for `Order`."""
-        counts = np.bincount(self._members[:, 0], minlength=len(self.sources))
+        counts = np.diff(self._starts)
         return [(int(count), source.spec.weight) for count, source in zip(counts, self.sources, strict=True)]
 
     def record(self, index: int) -> Record:
@@ -132,24 +137,104 @@ class StageData(Dataset[Sample]):
         return self.sources[source].records[int(record)]
 
     def encoded(self, index: int) -> Encoded:
-        """Tokens and labels of a sample. Raises `RowError`."""
-        source, record = self._members[index]
-        template = self.templates[self.sources[source].spec.template]
-        return template.encode(self.sources[source].records[int(record)], self.placeholders, self.max_length)
+        """Tokens and labels of a sample; of a preference those of its first sequence. Raises `RowError`."""
+        record = self.record(index)
+        try:
+            return self._encode(index, record)
+        except RowError as error:
+            raise _of_side(error, record, "chosen") from None
+
+    def sequences(self, index: int) -> tuple[Encoded, ...]:
+        """Tokens and labels of a sample's sequence, or of both of a preference. Raises `RowError`."""
+        record = self.record(index)
+        first = self.encoded(index)
+        if record.preferences is None:
+            return (first,)
+        if record.preferences == "rated":
+            return first, self._mismatched(record, index)
+        try:
+            second = self._encode(index, record.rejected())
+        except RowError as error:
+            raise _of_side(error, record, "rejected") from None
+        if first.input_ids.equal(second.input_ids):
+            where = f"the first {self.max_length} positions" if first.cut else "tokens"
+            raise RowError("rejected", f"nothing to learn: chosen and rejected are the same in {where}")
+        return first, second
+
+    def assemble(self, index: int, pictures: Tensor | None = None, features: Tensor | None = None) -> Sample:
+        """A sample that shows what is given. Raises `RowError`.
+
+        Args:
+            pictures: [pictures, 3, size, size] uint8, or None without pictures or with kept features.
+            features: [pictures, placeholders, d_vision]
+        """
+        record = self.record(index)
+        shown = self.visual.repeat(len(record.images))
+        made = [
+            Sample(
+                key=record.key,
+                input_ids=encoded.input_ids,
+                labels=encoded.labels,
+                placeholder_positions=encoded.placeholder_positions,
+                visual_positions=encoded.placeholder_positions[shown],
+                placeholders=self.placeholders,
+                pictures=pictures,
+                features=features,
+            )
+            for encoded in self.sequences(index)
+        ]
+        reader = self.reference_reader
+        return joined(record, made, None if reader is None else reader(index))
 
     def __getitem__(self, at: SampleIndex) -> Sample:
         showing, index = at
         record = self.record(index)
         try:
-            return self._sample(record, showing, index)
+            pictures = features = None
+            if record.images and self.feature_reader is not None:
+                features = torch.stack([self._features(path) for path in record.images])
+            elif record.images:
+                pictures = self._canvases(record, showing, index)
+            return self.assemble(index, pictures, features)
         except (RowError, PictureError) as error:
             problem = BadRow(record.key, *_field_and_reason(error))
             if self.on_bad_row == "fatal":
                 raise DataError(f"data '{record.key.source}', {problem}") from error
-            return _stand_in(problem, self.placeholders)
+            return stand_in(record, self.placeholders, (problem,), referred=self.reference_reader is not None)
         except Exception as error:
             where = f"data '{record.key.source}', {record.key.file}, row {record.key.row} (pass {showing})"
             raise DataError(f"{where} could not be loaded: {type(error).__name__}: {error}") from error
+
+    def with_references(self, reader: ReferenceReader) -> StageData:
+        """The same preferences, with what the reference says of them. Bad rows must be out before: indices are these.
+
+        Raises:
+            ValueError: the data holds no preferences, or is augmented, which the reference would not see.
+        """
+        referred = copy.copy(self)
+        referred._refer_to(reader)
+        return referred
+
+    def preference_key(self, index: int) -> str:
+        """SHA-256 of everything of a preference that decides on its log-probabilities under a given model: both
+        sequences, which of their tokens are learned, and the content of its pictures with how they are shown.
+
+        Raises:
+            ValueError: the data holds no preferences.
+            RowError, PictureError: the sample can't be used.
+        """
+        if self.preferences is None:
+            raise ValueError("plain conversations have no preferences")
+        record = self.record(index)
+        for path in record.images:
+            if path not in self._contents:
+                self._contents[path] = geometry.content(path)
+        how = [self.placeholders, self.size, self.pictures.geometry, self.background] if record.images else []
+        key = hashlib.sha256(json.dumps([how, [self._contents[path] for path in record.images]]).encode())
+        for encoded in self.sequences(index):
+            for tensor in (encoded.input_ids, encoded.labels, encoded.placeholder_positions):
+                key.update(f"{len(tensor)}:".encode() + tensor.numpy().tobytes())
+        return key.hexdigest()
 
     def check(self, progress: Callable[[int], None] | None = None, indices: Sequence[int] | None = None) -> DataReport:
         """One pass over everything before the first step: templates, masks, lengths, headers of pictures. Nothing is
@@ -159,74 +244,45 @@ class StageData(Dataset[Sample]):
             progress: called with the number of samples seen, after each.
             indices: the samples to look at; default: all. What the readers found is reported in any case.
         """
-        report = DataReport()
-        lengths: dict[str, list[int]] = {}
-        for source in self.sources:
-            lengths[source.name] = []
-            report.sources[source.name] = SourceReport(
-                weight=source.spec.weight,
-                neutralised=source.neutralised,
-                markers_added=source.markers_added,
-                answers_dropped=source.answers_dropped,
-                bad=len(source.bad),
-            )
-            report.bad.extend(source.bad)
-        headers: dict[str, str | None] = {}
-        for seen, index in enumerate(range(len(self)) if indices is None else indices):
-            record = self.record(index)
-            counts = report.sources[record.key.source]
-            try:
-                encoded = self.encoded(index)
-                for position, path in enumerate(record.images):
-                    if path not in headers:
-                        headers[path] = geometry.problem(path)
-                    if headers[path] is not None:
-                        raise RowError(_image_field(record, position), str(headers[path]))
-            except RowError as error:
-                report.bad.append(BadRow(record.key, error.field, error.reason))
-                counts.bad += 1
-            else:
-                lengths[record.key.source].append(len(encoded.input_ids))
-                counts.samples += 1
-                counts.with_pictures += bool(record.images)
-                counts.pictures += len(record.images)
-                counts.tokens += len(encoded.input_ids)
-                counts.learned += encoded.learned
-                counts.cut += encoded.cut
-            if progress:
-                progress(seen + 1)
-        for name, counts in report.sources.items():
-            counts.measure(lengths[name])
-        return report
+        return inspect(self, progress, range(len(self)) if indices is None else indices)
 
     def without(self, bad: Sequence[BadRow]) -> StageData:
-        """The same data without the rows of `bad`; later samples move up."""
+        """The same data without the rows of `bad`; later samples move up.
+
+        Raises:
+            DataError: nothing is left.
+            ValueError: references are known already, by indices that would no longer be right.
+        """
+        if self.reference_reader is not None:
+            raise ValueError("bad rows go before the references of the others are read")
         usable = [
             ~np.isin(source.records.rows, [row.key.row for row in bad if row.key.source == source.name])
             for source in self.sources
         ]
         rest = copy.copy(self)
         rest._members = self._members[self._gather(usable)]
-        rest._need_samples()
+        rest._settle()
         return rest
 
-    def _sample(self, record: Record, showing: int, index: int) -> Sample:
-        encoded = self.encoded(index)
-        pictures = features = None
-        if record.images and self.feature_reader is not None:
-            features = torch.stack([self._features(path) for path in record.images])
-        elif record.images:
-            pictures = self._canvases(record, showing, index)
-        return Sample(
-            key=record.key,
-            input_ids=encoded.input_ids,
-            labels=encoded.labels,
-            placeholder_positions=encoded.placeholder_positions,
-            visual_positions=encoded.placeholder_positions[self.visual.repeat(len(record.images))],
-            placeholders=self.placeholders,
-            pictures=pictures,
-            features=features,
-        )
+    def _refer_to(self, reader: ReferenceReader) -> None:
+        if self.preferences is None:
+            raise ValueError("plain conversations have no reference: it is of preferences")
+        if self.pictures.augment is not None:
+            raise ValueError("pictures.augment has no effect on a preference's kept reference: drop it")
+        self.reference_reader = reader
+
+    def _encode(self, index: int, record: Record) -> Encoded:
+        template = self.templates[self.sources[self._members[index, 0]].spec.template]
+        return template.encode(record, self.placeholders, self.max_length)
+
+    def _mismatched(self, record: Record, index: int) -> Encoded:
+        source = self._members[index, 0]
+        start, end = self._starts[source], self._starts[source + 1]
+        other = self.record(int(start + (index + 1 - start) % (end - start)))
+        try:
+            return self._encode(index, record.answered(other.answers[-1]))
+        except RowError as error:
+            raise RowError(error.field, f"{error.reason} (with the answer of row {other.key.row})") from None
 
     def _canvases(self, record: Record, showing: int, index: int) -> Tensor:
         rng = geometry.augmentation_rng(self.seed, showing, index) if self.pictures.augment else None
@@ -238,7 +294,7 @@ class StageData(Dataset[Sample]):
                     image = geometry.augment(image, self.pictures.augment, rng)
                 made.append(geometry.canvas(image, self.pictures.geometry, self.size, self.background))
             except PictureError as error:
-                raise RowError(_image_field(record, position), str(error)) from error
+                raise RowError(image_field(record, position), str(error)) from error
         return torch.stack(made)
 
     def _features(self, path: str) -> Tensor:
@@ -252,30 +308,34 @@ class StageData(Dataset[Sample]):
         starts = np.cumsum([0, *(len(values) for values in per_source)])
         return np.concatenate(per_source)[starts[self._members[:, 0]] + self._members[:, 1]]
 
-    def _need_samples(self) -> None:
+    def _settle(self) -> None:
+        """What follows from the members."""
         if not len(self._members):
             names = ", ".join(f"'{source.name}' ({source.spec.path})" for source in self.sources) or "no source"
             raise DataError(f"no usable row in {names}")
+        counts = np.bincount(self._members[:, 0], minlength=len(self.sources))
+        self._starts = np.cumsum([0, *counts])  # [sources + 1] the first sample of each source, and the end
+        if self.preferences == "rated" and 1 in counts:
+            source = self.sources[int(np.flatnonzero(counts == 1)[0])]
+            raise DataError(
+                f"{source.spec.path}: one rated answer alone can't be learned from, because the answer of another row "
+                "is needed to tell how far the student has moved: add rows"
+            )
 
 
-def _stand_in(problem: BadRow, placeholders: int) -> Sample:
-    """One unlearned token of weight 0, so that every rank still makes its micro-batches."""
-    none = torch.zeros(0, dtype=torch.int64)
-    return Sample(
-        key=problem.key,
-        input_ids=torch.tensor([SAFE_ID]),
-        labels=torch.tensor([IGNORED]),
-        placeholder_positions=none,
-        visual_positions=none,
-        placeholders=placeholders,
-        weight=0.0,
-        bad=(problem,),
-    )
+def _one_kind(sources: Sequence[Source]) -> Preferences | None:
+    kinds: dict[Preferences | None, Source] = {source.preferences: source for source in sources if len(source.records)}
+    if len(kinds) > 1:
+        told = " and ".join(f"'{source.name}' of {NAMES[kind]}" for kind, source in kinds.items())
+        raise DataError(f"a stage trains on data of one kind, but there is {told}: give each a stage of its own")
+    return next(iter(kinds), None)
+
+
+def _of_side(error: RowError, record: Record, side: str) -> RowError:
+    """A pair's error says on which side."""
+    is_pair = record.preferences == "pairs" and error.field == "conversation"
+    return RowError(side, error.reason) if is_pair else error
 
 
 def _field_and_reason(error: RowError | PictureError) -> tuple[str, str]:
     return (error.field, error.reason) if isinstance(error, RowError) else ("image", str(error))
-
-
-def _image_field(record: Record, position: int) -> str:
-    return "image" if len(record.images) == 1 else f"image[{position}]"

@@ -6,6 +6,7 @@ same pixels of the same picture.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,16 @@ def problem(path: str, decoded: bool = False) -> str | None:
     except PictureError as error:
         return str(error)
     return None
+
+
+def content(path: str) -> str:
+    """SHA-256 of the file, hexadecimal: what a picture is, whatever it is called.
+
+    Raises:
+        PictureError: it can't be read.
+    """
+    with _readable(path), open(path, "rb") as stream:  # noqa: PTH123 (as `header`: a path of text)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def decode(path: str) -> Image.Image:

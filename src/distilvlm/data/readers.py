@@ -17,7 +17,7 @@ from distilvlm.recipe.schema import SourceSpec
 
 logger = logging.getLogger(__name__)
 
-NAMES: dict[Preferences | None, str] = {None: "records", "pairs": "pairs of answers", "rated": "rated answers"}
+NAMES: dict[Preferences | None, str] = {None: "conversations", "pairs": "pairs of answers", "rated": "rated answers"}
 """What is counted."""
 
 

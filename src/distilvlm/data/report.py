@@ -18,10 +18,13 @@ class SourceReport:
 
     weight: float = 1.0  # how often an epoch shows each sample
     samples: int = 0
+    pairs: int = 0  # samples of two answers
+    rated: int = 0  # samples of one rated answer, which come with another's
+    desirable: int = 0  # rated samples whose answer is a good one
     with_pictures: int = 0
     pictures: int = 0
-    tokens: int = 0  # positions of all samples, visual tokens included
-    median: int = 0  # positions that half of the samples have at most; nine tenths; 99 of 100; all
+    tokens: int = 0  # positions of all sequences, visual tokens included
+    median: int = 0  # positions that half of the sequences have at most; nine tenths; 99 of 100; all
     ninetieth: int = 0
     ninety_ninth: int = 0
     longest: int = 0
@@ -37,9 +40,14 @@ class SourceReport:
         return self.samples - self.with_pictures
 
     @property
+    def sequences(self) -> int:
+        """A sample is one, or two where it is a preference."""
+        return self.samples + self.pairs + self.rated
+
+    @property
     def mean(self) -> float:
-        """Positions of a sample."""
-        return self.tokens / self.samples if self.samples else 0.0
+        """Positions of a sequence."""
+        return self.tokens / self.sequences if self.samples else 0.0
 
     @property
     def showings(self) -> int:
@@ -47,7 +55,7 @@ class SourceReport:
         return showings(self.samples, self.weight)
 
     def measure(self, lengths: list[int]) -> None:
-        """Note the lengths (positions) of all samples."""
+        """Note the lengths (positions) of all sequences."""
         if lengths:
             at = np.quantile(lengths, (0.5, 0.9, 0.99, 1), method="inverted_cdf")
             self.median, self.ninetieth, self.ninety_ninth, self.longest = (int(value) for value in at)
@@ -86,8 +94,29 @@ class DataReport:
         return self._sum("pictures")
 
     @property
+    def pairs(self) -> int:
+        return self._sum("pairs")
+
+    @property
+    def rated(self) -> int:
+        return self._sum("rated")
+
+    @property
+    def desirable(self) -> int:
+        return self._sum("desirable")
+
+    @property
+    def sequences(self) -> int:
+        return self._sum("sequences")
+
+    @property
     def tokens(self) -> int:
         return self._sum("tokens")
+
+    @property
+    def mean(self) -> float:
+        """Positions of a sequence."""
+        return self.tokens / self.sequences if self.samples else 0.0
 
     @property
     def learned(self) -> int:
@@ -126,10 +155,12 @@ class DataReport:
         return sum(getattr(source, count) for source in self.sources.values())
 
     def __str__(self) -> str:
-        mean = self.tokens / self.samples if self.samples else 0
+        kinds = f"{self.pairs} pairs, " if self.pairs else ""
+        if self.rated:
+            kinds += f"rated: {self.desirable} desirable, {self.rated - self.desirable} not; "
         text = (
-            f"{self.samples} samples ({self.with_pictures} with pictures, {self.text_only} text only), "
-            f"{mean:.0f} positions on average, {self.longest} at most; {self.learned} tokens to learn; "
+            f"{self.samples} samples ({kinds}{self.with_pictures} with pictures, {self.text_only} text only), "
+            f"{self.mean:.0f} positions on average, {self.longest} at most; {self.learned} tokens to learn; "
             f"{self.cut} samples cut at the end, {self.neutralised} typed image tokens neutralised, "
             f"{self.markers_added} missing markers added, {self.answers_dropped} leading answers left out; "
             f"{len(self.bad)} rows can't be used"

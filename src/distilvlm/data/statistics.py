@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from distilvlm.data import geometry
 from distilvlm.data.batch import BadRow
 from distilvlm.data.readers import Source
-from distilvlm.data.records import PICTURE
+from distilvlm.data.records import PICTURE, Preferences
 
 COMMON = 10
 """Most common answers that are told."""
@@ -39,19 +37,27 @@ class Spread:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts over the rows of a source that its reader could use."""
+    """Counts over the rows of a source that its reader could use.
+
+    Of preferences, `answers` (and what is said of them) are those that were chosen or rated desirable; the others are
+    counted apart, because nobody should be right by giving them.
+    """
 
     rows: int
     bad: int
     with_pictures: int
     pictures: int  # different files
-    words: Spread  # of a row, all turns
+    words: Spread  # of a row, all turns; of a pair, those with the chosen answer
     answers: int
     different_questions: int
     different_answers: int
     answers_per_row: dict[int, int]  # answers → rows
     answer_words: Spread
     common: tuple[tuple[str, int], ...]  # answer → times: the first is what always guessing the same would get right
+    pairs: int = 0
+    rated: int = 0
+    desirable: int = 0  # of the rated
+    rejected_words: Spread = Spread(0.0, 0, 0, 0)  # of an answer that was rejected or rated undesirable
 
     @property
     def majority(self) -> float:
@@ -69,15 +75,23 @@ def describe(source: Source) -> Statistics:
     answers: Counter[str] = Counter()
     written: dict[str, str] = {}
     per_row: Counter[int] = Counter()
+    kinds: Counter[Preferences | None] = Counter()
+    desirable = 0
+    rejected_words: list[int] = []
     for record in source.records:
         rows += 1
+        kinds[record.preferences] += 1
+        desirable += bool(record.desirable)
         shown += bool(record.images)
         pictures.update(record.images)
         texts = [(turn.role, turn.text.replace(PICTURE, " ").strip()) for turn in record.turns]
         words.append(sum(len(text.split()) for _, text in texts))
         questions.update(text for role, text in texts if role == "user")
+        good = record.answers if record.desirable is not False else record.answers[:-1]
+        rejected = (*record.rejected().answers[-1:], *record.answers[len(good) :])
+        rejected_words.extend(len(answer.split()) for answer in rejected)
         per_row[len(record.answers)] += 1
-        for answer in record.answers:
+        for answer in good:
             same = answer.strip().casefold()
             written.setdefault(same, answer.strip())
             answers[same] += 1
@@ -94,6 +108,10 @@ def describe(source: Source) -> Statistics:
         answers_per_row=dict(sorted(per_row.items())),
         answer_words=Spread.of(answer_words),
         common=tuple((written[answer], count) for answer, count in answers.most_common(COMMON)),
+        pairs=kinds["pairs"],
+        rated=kinds["rated"],
+        desirable=desirable,
+        rejected_words=Spread.of(rejected_words),
     )
 
 
@@ -110,9 +128,9 @@ def shared(first: Source, second: Source, content: bool = False) -> Shared:
     """Pictures of `second` that `first` shows, too: the same file, or with `content` any file of the same bytes.
 
     Raises:
-        OSError: a picture can't be read (with `content`).
+        PictureError: a picture can't be read (with `content`).
     """
-    key = _content if content else os.path.realpath
+    key = geometry.content if content else os.path.realpath
     there = _by_key(first, key)
     here = _by_key(second, key)
     both = [same for same in here if same in there]
@@ -144,8 +162,3 @@ def _by_key(source: Source, key: Callable[[str], str]) -> dict[str, list[str]]:
 
 def _different(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
-
-
-def _content(name: str) -> str:
-    with Path(name).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

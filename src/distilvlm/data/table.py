@@ -19,6 +19,7 @@ def report_table(stages: Sequence[str], report: DataReport) -> Table:
     sources = report.sources.values()
     lines = {
         "samples": [f"{source.samples:,}" for source in sources],
+        **_preferences([(source.pairs, source.rated, source.desirable) for source in sources]),
         "weight": [f"{source.weight:g}" for source in sources],
         "share of an epoch": [f"{report.share(name):.1%}" for name in report.sources],
         "with pictures": [f"{source.with_pictures:,}" for source in sources],
@@ -48,6 +49,7 @@ def statistics_table(found: Mapping[str, Statistics]) -> Table:
     every = found.values()
     lines = {
         "rows": [f"{one.rows:,}" for one in every],
+        **_preferences([(one.pairs, one.rated, one.desirable) for one in every]),
         "rows that can't be used": [f"{one.bad:,}" for one in every],
         "with pictures": [f"{one.with_pictures:,}" for one in every],
         "different pictures": [f"{one.pictures:,}" for one in every],
@@ -57,11 +59,30 @@ def statistics_table(found: Mapping[str, Statistics]) -> Table:
         "answers per row": [_turns(one.answers_per_row) for one in every],
         "words of a row: mean, 90%, longest": [_spread(one.words) for one in every],
         "  of an answer": [_spread(one.answer_words) for one in every],
+        **_rejected(list(every)),
         "always the same answer": [f"{one.majority:.1%}" for one in every],
     }
     for label, values in lines.items():
         table.add_row(label, *values)
     return table
+
+
+def _preferences(counts: Sequence[tuple[int, int, int]]) -> dict[str, list[str]]:
+    """Lines for (pairs, rated, desirable), as far as there are such."""
+    lines: dict[str, list[str]] = {}
+    if any(pairs for pairs, _, _ in counts):
+        lines["  pairs of answers"] = [f"{pairs:,}" for pairs, _, _ in counts]
+    if any(rated for _, rated, _ in counts):
+        lines["  rated desirable"] = [f"{desirable:,}" for _, _, desirable in counts]
+        lines["  rated undesirable"] = [f"{rated - desirable:,}" for _, rated, desirable in counts]
+    return lines
+
+
+def _rejected(every: Sequence[Statistics]) -> dict[str, list[str]]:
+    """Where chosen answers are longer, or shorter, length alone tells them from the others."""
+    if not any(one.pairs or one.rated for one in every):
+        return {}
+    return {"  of a rejected or undesirable one": [_spread(one.rejected_words) for one in every]}
 
 
 def common_answers(name: str, found: Statistics) -> str:

@@ -89,12 +89,17 @@ class Template:
     def encode(self, record: Record, placeholders: int, max_length: int) -> Encoded:
         """The record as training tokens, each picture as `placeholders` positions, cut to `max_length` positions.
 
+        Of a preference only the last answer is learned, which was chosen or rated: earlier ones belong to the prompt
+        (LLaVA-MoD's code counts them, too; its data has one answer per conversation).
+
         Raises:
             RowError: the template refuses the record, its pictures do not fit, or nothing is left to learn.
         """
         if self.kind == "plain" and len(record.answers) != 1:
             raise RowError("conversation", f"has {len(record.answers)} answers; the plain template takes one caption")
-        encoded, _ = self._encode(record, placeholders)
+        encoded, last = self._encode(record, placeholders)
+        if record.preferences is not None:
+            encoded.labels[:last] = IGNORED
         length = len(encoded.input_ids)
         if length > max_length:
             if bool((encoded.placeholder_positions >= max_length).any()):

@@ -32,7 +32,7 @@ def _counts(stage: StageSpec, data: StageData, report: DataReport) -> Finding:
     text = sources if looked_at >= len(data) else f"{sources}; {looked_at:,} of them looked at"
     if report.samples:
         text += (
-            f"; {report.with_pictures / report.samples:.0%} with pictures, {report.tokens / report.samples:.0f} "
+            f"; {report.with_pictures / report.samples:.0%} with pictures, {report.mean:.0f} "
             f"positions on average, {report.longest:,} at most"
         )
     asides = [

@@ -39,7 +39,7 @@ class Mask:
 
     template: str
     source: str
-    place: str  # file and row
+    place: str  # file and row; of preferences also which answer
     spans: tuple[Span, ...]
     pictures: tuple[str, ...]
     cut: bool
@@ -68,19 +68,21 @@ class NoMask:
 
 
 def masks(runs: Sequence[Run]) -> list[Mask | NoMask]:
-    """One sample for every data source of every run; samples that two runs see alike are shown once."""
+    """One sample for every data source of every run, of pairs both sides; samples that two runs see alike are shown
+    once."""
     found: list[Mask | NoMask] = []
     for run in runs:
         vlm, problem = _model(run)
         for source, stages in _sources(run).items():
             users = (f"{run.name}: {', '.join(stages)}",)
             longest = min(stage.spec.max_length for stage in run.stages if source in stage.spec.data)
-            made = NoMask(source, users, problem) if vlm is None else _mask(run, source, vlm, longest, users)
-            same = next((at for at, other in enumerate(found) if _unused(other) == _unused(made)), None)
-            if same is None:
-                found.append(made)
-            else:
-                found[same] = replace(found[same], used_by=(*found[same].used_by, *users))
+            made = [NoMask(source, users, problem)] if vlm is None else _masks(run, source, vlm, longest, users)
+            for one in made:
+                same = next((at for at, other in enumerate(found) if _unused(other) == _unused(one)), None)
+                if same is None:
+                    found.append(one)
+                else:
+                    found[same] = replace(found[same], used_by=(*found[same].used_by, *users))
     return found
 
 
@@ -145,23 +147,37 @@ def _model(run: Run) -> tuple[VLM | None, str]:
     return (vlm, "") if vlm.tokenizer is not None else (None, "its model has no tokenizer")
 
 
-def _mask(run: Run, source: str, vlm: VLM, max_length: int, users: tuple[str, ...]) -> Mask | NoMask:
+def _masks(run: Run, source: str, vlm: VLM, max_length: int, users: tuple[str, ...]) -> Sequence[Mask | NoMask]:
     spec = run.recipe.data[source]
     try:
         record = _sample(spec, source)
         template = Template.of(spec.template, vlm.tokenizer)
-        encoded = template.encode(record, vlm.layout.placeholders, max_length)
+        made = {
+            which: template.encode(side, vlm.layout.placeholders, max_length) for which, side in _sides(record).items()
+        }
     except (DataError, OSError, ValueError) as error:  # RowError is a ValueError, too
-        return NoMask(source, users, f"its data can't be read now: {error}")
-    return Mask(
-        template=spec.template,
-        source=source,
-        place=f"{Path(record.key.file).name}, row {record.key.row}",
-        spans=spans(encoded, vlm.tokenizer, vlm.layout.visual),
-        pictures=record.images,
-        cut=encoded.cut,
-        used_by=users,
-    )
+        return [NoMask(source, users, f"its data can't be read now: {error}")]
+    return [
+        Mask(
+            template=spec.template,
+            source=source,
+            place=f"{Path(record.key.file).name}, row {record.key.row}{which}",
+            spans=spans(encoded, vlm.tokenizer, vlm.layout.visual),
+            pictures=record.images,
+            cut=encoded.cut,
+            used_by=users,
+        )
+        for which, encoded in made.items()
+    ]
+
+
+def _sides(record: Record) -> dict[str, Record]:
+    """Which answer -> the conversation that ends with it."""
+    if record.preferences == "pairs":
+        return {", chosen": record, ", rejected": record.rejected()}
+    if record.preferences == "rated":
+        return {f", rated {'desirable' if record.desirable else 'undesirable'}": record}
+    return {"": record}
 
 
 def _sample(spec: SourceSpec, name: str) -> Record:

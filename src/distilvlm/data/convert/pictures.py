@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 
 from distilvlm.data import geometry
@@ -34,5 +33,4 @@ class Pictures:
 
     def _digest(self, name: str) -> str:
         """SHA-256 of the file."""
-        with (self.root / name).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return geometry.content(str(self.root / name))
