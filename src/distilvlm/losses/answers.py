@@ -59,8 +59,8 @@ class Answers:
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Σ of each answer's −log-probability times its weight, [samples]; with gradient."""
-        spread = torch.zeros_like(self.labels, dtype=torch.float32)
-        spread[self.places] = weights[self.owners].float()
+        spread = torch.zeros_like(self.labels, dtype=weights.dtype)
+        spread[self.places] = weights[self.owners]
         return linear_distillation(self.hidden, self.head, None, None, self.labels, spread, spread * 0).loss
 
 

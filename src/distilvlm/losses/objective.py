@@ -151,17 +151,24 @@ class Objective:
             return outcome
         if attention_mask is None or not router_probabilities:
             raise ValueError("the balance term needs the routers' probabilities: only a sparse student has them")
+        if preferences is not None:
+            sample_weights = sample_weights * (preferences.roles != 0)  # mismatched answers are not learned from
         value = self._balanced(router_probabilities, attention_mask, sample_weights) / samples_in_update
         weight = self.balance * (2 if self.text and "doubled_balance" in self.reference else 1)
         return Outcome(outcome.loss + weight * value, {**outcome.terms, "balance": value.detach()})
 
     def _balanced(self, probabilities: Sequence[Tensor], mask: Tensor, weights: Tensor) -> Tensor:
         """Σ of samples and layers."""
-        if "padding" in self.reference:
-            everything = torch.ones_like(mask).flatten()
-            return weights.sum() * torch.stack([balance(p, everything) for p in probabilities]).sum()
-        layers = [balance_of_samples(p.view(*mask.shape, -1), mask) for p in probabilities]  # [samples] each
-        return (torch.stack(layers).sum(0) * weights).sum()
+        layers = [p.view(*mask.shape, -1) for p in probabilities]  # [samples, length, experts] each
+        if "padding" not in self.reference:
+            return (torch.stack([balance_of_samples(p, mask) for p in layers]).sum(0) * weights).sum()
+        # The two answers of a preference are forward passes of their own there.
+        passes = [slice(start, None, 2) for start in (0, 1)] if self.preference else [slice(None)]
+        everything = torch.ones_like(mask)
+        whole = [
+            weights[at].sum() * balance(p[at].flatten(0, 1), everything[at].flatten()) for p in layers for at in passes
+        ]
+        return torch.stack(whole).sum()
 
     def _prefer(self, answers: Answers, given: Preferences, weights: Tensor, samples_in_update: int) -> Outcome:
         logps = answers.log_probabilities(weights.numel())  # [samples] float64

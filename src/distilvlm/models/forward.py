@@ -7,12 +7,14 @@ the batch and not from an id: under a placeholder stands an id that is safe to e
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from . import routing
 from .vlm import VisionLayout
 
 
@@ -127,8 +129,9 @@ def idle_projector(model: LlavaForConditionalGeneration) -> Tensor:
 def enable_gradient_checkpointing(model: LlavaForConditionalGeneration) -> None:
     """Keep only the blocks' inputs in training mode and compute the rest again when going backward.
 
-    Non-reentrant, because the frozen embeddings of a projector-only stage have no gradient to pass on.
+    Non-reentrant, because the frozen embeddings of a projector-only stage have no gradient to pass on. Routers choose
+    the second time as they did the first.
     """
     name = "activation_checkpointing_enable"  # transformers ≥ 5.23; before that it was called gradient_…
     enable: Callable[..., Any] = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "context_fn": partial(routing.checkpointed, model)})

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
@@ -44,8 +45,8 @@ def route(
     Args:
         logits: [tokens, experts].
         noise: [tokens, experts] added to the logits for all choices but the first.
-        capacity: each expert takes ceil(tokens / experts · top_k · capacity) tokens: all first choices in the order of
-            the tokens, then all second ones. None drops nothing.
+        capacity: each expert takes `places` tokens: all first choices in the order of the tokens, then all second ones.
+            None drops nothing.
         real: [tokens] bool; others neither fill a queue nor count as tokens. None: all are real.
     """
     logits = logits.float()
@@ -63,6 +64,14 @@ def route(
     return Routing(probabilities, experts, weights, dropped)
 
 
+def places(tokens: int, experts: int, top_k: int, capacity: float) -> int:
+    """How many tokens an expert takes: ⌈tokens / experts · top_k · capacity⌉.
+
+    In fp32, as in DeepSpeed: in float64, 5 · 2 · 1.1 is a little more than 11 and would be 12.
+    """
+    return math.ceil(np.float32(tokens / experts) * np.float32(top_k * capacity))
+
+
 def _late(experts: Tensor, count: int, capacity: float, real: Tensor | None) -> Tensor:
     """Which choices find their expert full, [tokens, k]."""
     tokens, top_k = experts.shape
@@ -70,9 +79,17 @@ def _late(experts: Tensor, count: int, capacity: float, real: Tensor | None) -> 
     if real is not None:
         tokens = int(real.sum())
         queued = queued * real.repeat(top_k).unsqueeze(1)
-    places = (queued.cumsum(0) - 1).gather(1, experts.T.reshape(-1, 1)).view(top_k, -1).T  # [tokens, k]
-    late = places >= math.ceil(tokens / count * top_k * capacity)
+    queue = (queued.cumsum(0) - 1).gather(1, experts.T.reshape(-1, 1)).view(top_k, -1).T  # [tokens, k]
+    late = queue >= places(tokens, count, top_k, capacity)
     return late if real is None else late & real.unsqueeze(1)
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Noise from Gumbel(0, 1): the largest of logits with it is a draw by their softmax.
+
+    From the global generator, as dropout: a checkpoint of a run keeps its state.
+    """
+    return -torch.empty_like(like).exponential_().log()
 
 
 class Router(nn.Module):
@@ -99,8 +116,7 @@ class Router(nn.Module):
             logits = nn.functional.linear(hidden_states.float(), self.weight.float())
         noise = None
         if self.training and self.second_expert == "gumbel":
-            # From the global generator, as dropout: a checkpoint of a run keeps its state.
-            noise = -torch.empty_like(logits).exponential_().log()
+            noise = gumbel(logits)
         routing = route(logits, self.top_k, noise, self.capacity if self.training else None, self._real)
         if self._seen is not None:
             self._seen.append(routing)
@@ -170,17 +186,35 @@ def used(tallies: Tensor, top_k: int) -> list[LayerUse]:
 def watched(model: nn.Module, real: Tensor | None) -> Iterator[list[Routing]]:
     """Inside, every router notes where its tokens go: the list fills in the order of the layers.
 
-    Gradient checkpointing runs a layer again when going backward, which is outside.
+    Gradient checkpointing runs a layer again when going backward, which is outside: see `checkpointed`.
 
     Args:
         real: [tokens] bool, which of the positions are no padding; None: all are.
     """
     seen: list[Routing] = []
-    found = routers(model)
-    for router in found:
-        router._seen, router._real = seen, real
-    try:
+    with _Watch(routers(model), seen, real):
         yield seen
-    finally:
-        for router in found:
-            router._seen = router._real = None
+
+
+def checkpointed(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a layer under gradient checkpointing: for its forward, and for running it again when going backward.
+    Its router then drops what it dropped before, and notes nothing twice."""
+    found = routers(model)
+    return nullcontext(), _Watch(found, None, found[0]._real if found else None)
+
+
+class _Watch(AbstractContextManager[None]):
+    """Inside, routers know which tokens are real and note where they go."""
+
+    def __init__(self, found: list[Router], seen: list[Routing] | None, real: Tensor | None) -> None:
+        self._found, self._seen, self._real = found, seen, real
+        self._before: list[tuple[list[Routing] | None, Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self._before = [(router._seen, router._real) for router in self._found]
+        for router in self._found:
+            router._seen, router._real = self._seen, self._real
+
+    def __exit__(self, *_: object) -> None:
+        for router, (seen, real) in zip(self._found, self._before, strict=True):
+            router._seen, router._real = seen, real

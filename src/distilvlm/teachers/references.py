@@ -65,7 +65,10 @@ class References:
         """
         keys = [data.preference_key(index) for index in range(len(data))]
         known = self._kept()
-        missing = [index for index in range(len(data)) if keys[index] not in known]
+        first: dict[str, int] = {}  # a record that comes twice is looked at once
+        for index, key in enumerate(keys):
+            first.setdefault(key, index)
+        missing = [index for key, index in first.items() if key not in known]
         if missing:
             logger.info("reference: %d of %d records are looked at by the teacher", len(missing), len(data))
         for start in range(rank * RECORDS, len(missing), world * RECORDS):
@@ -80,6 +83,7 @@ class References:
         found: list[tuple[float, float]] = []
         for start in range(0, len(indices), micro_batch):
             batch = collate([data[0, index] for index in indices[start : start + micro_batch]])
+            batch = batch.to(self.teacher.student_device)
             found += [(float(a), float(b)) for a, b in self._of(batch).view(-1, 2).tolist()]
         return found
 

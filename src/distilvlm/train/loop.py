@@ -191,7 +191,7 @@ def idle_batch(objective: Objective) -> Batch:
     # No position is real, so that it counts in no statistics; attention to nothing is still finite.
     return Batch(
         input_ids=torch.zeros(samples, 2, dtype=torch.int64),
-        attention_mask=torch.ones(samples, 2, dtype=torch.int64),
+        attention_mask=torch.zeros(samples, 2, dtype=torch.int64),
         placeholder_rows=none,
         visual_rows=none,
         response_rows=none,

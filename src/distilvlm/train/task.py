@@ -95,9 +95,8 @@ class Task(nn.Module):
         model = self.student
         if features is None and batch.pictures is not None:
             features = forward.vision_features(model, self.layout, batch.pictures)
+        hidden, seen = self._hidden_states(batch, features)
         real = batch.attention_mask.flatten().bool()  # [samples * length]
-        with routing.watched(model, None if "padding" in self.objective.reference else real) as seen:
-            hidden = forward.hidden_states(model, self.layout, batch, features)  # [samples, length, d]
         outcome = self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
             student_head=forward.head_weight(model),
@@ -123,12 +122,18 @@ class Task(nn.Module):
             loss = loss + forward.idle_projector(model)
         return {"loss": loss, "terms": outcome.terms, "routing": routing.tallied(seen, real) if seen else None}
 
+    def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
+        """[samples, length, d], and where a sparse student's tokens went, layer by layer."""
+        real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
+        with routing.watched(self.student, real) as seen:
+            return forward.hidden_states(self.student, self.layout, batch, features), seen
+
     @torch.no_grad()
     def moves(self, batch: Batch, features: Tensor | None, rows: Tensor) -> Tensor:
         """What a micro-batch adds to the sums that `agree` gives, before anything is trained on."""
         if features is None and batch.pictures is not None:
             features = forward.vision_features(self.student, self.layout, batch.pictures)
-        hidden = forward.hidden_states(self.student, self.layout, batch, features)
+        hidden, _ = self._hidden_states(batch, features)
         head = forward.head_weight(self.student)
         answers = Answers.of(
             hidden.flatten(0, 1)[rows], head, rows, batch.length, batch.response_rows, batch.response_targets
