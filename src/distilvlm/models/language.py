@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
+
+UPCYCLED = "upcycled"
+"""Entry of a language model's configuration: where its sparse layers come from. Stock loaders keep and ignore it."""
 
 
 def kept_layers(total: int, layers: int | Sequence[int] | None) -> list[int]:
@@ -48,7 +51,28 @@ def cut_config(config: PretrainedConfig, kept: Sequence[int]) -> PretrainedConfi
         values = getattr(config, name, None)
         if isinstance(values, (list, tuple)) and len(values) == total:
             setattr(config, name, [values[index] for index in kept])
+    places = {layer: place for place, layer in enumerate(kept)}
+    if getattr(config, "mlp_only_layers", None):  # numbers of layers
+        config.mlp_only_layers = _renumbered(config.mlp_only_layers, places)
+    if (mark := getattr(config, UPCYCLED, None)) is not None:
+        setattr(config, UPCYCLED, mark | {"layers": _renumbered(mark["layers"], places)})
     return config
+
+
+def _renumbered(layers: Sequence[int], places: Mapping[int, int]) -> list[int]:
+    return [places[layer] for layer in layers if layer in places]
+
+
+def layer_kinds(config: PretrainedConfig) -> list[str]:
+    """What each layer of a language model is: layers of one kind have the same tensors and do the same work."""
+    total = config.num_hidden_layers
+    attention = getattr(config, "layer_types", None) or ["attention"] * total
+    feed_forward = getattr(config, "mlp_layer_types", None) or ["feed-forward"] * total
+    dense = set(getattr(config, "mlp_only_layers", None) or ())
+    return [
+        f"{attention[layer]}, dense" if layer in dense else f"{attention[layer]}, {feed_forward[layer]}"
+        for layer in range(total)
+    ]
 
 
 def cut(model: PreTrainedModel, kept: Sequence[int]) -> None:

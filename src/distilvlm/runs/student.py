@@ -13,17 +13,13 @@ from torch import nn
 
 from distilvlm.models import parts, routing
 from distilvlm.models.compose import build
-from distilvlm.models.routing import SecondExpert
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.stages import choosing, made_sparse, students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import Recipe, StageSpec, Upcycle
 
 from . import checkpoint
 
 logger = logging.getLogger(__name__)
-
-REFERENCE_CAPACITY = 1.5
-"""Of an expert in training, in LLaVA-MoD's scripts."""
 
 
 class Student:
@@ -33,39 +29,27 @@ class Student:
         self._recipe = recipe
         self._changed: set[str] = set()
         self.vlm: VLM = build(recipe.student, recipe.seed)
-        self._upcycled: Upcycle | None = None
         self._check_names()
 
     def _check_names(self) -> None:
         """A wrong name in the last stage must not come to light after days."""
-        shape = self.vlm
+        found = students(self._recipe, self.vlm)
         for stage in self._recipe.stages:
-            if stage.upcycles is not None:
-                shape = self._made_sparse(shape.without_weights(), stage.upcycles)
             for name in [*stage.train, *stage.resets]:
-                parts.parameters_of(shape.model, name)
+                parts.parameters_of(found[stage.name].model, name)
 
     def transform(self, stage: StageSpec) -> None:
         """Apply what the stage does to the student before it trains."""
         for transform in stage.transform:
             if isinstance(transform, Upcycle):
-                self.vlm, self._upcycled = self._made_sparse(self.vlm, transform), transform
+                self.vlm = made_sparse(self.vlm, transform, self._recipe.seed)
             else:
                 self._reset(transform.parts)
 
     def choose(self, stage: StageSpec) -> dict[str, dict[str, nn.Parameter]]:
         """Freeze all but what the stage trains; returns part -> name -> parameter."""
-        second: SecondExpert = "argmax" if self._upcycled is None else self._upcycled.second_expert
-        capacity = None if self._upcycled is None else self._upcycled.capacity
-        routing.install(
-            self.vlm.model,
-            "gumbel" if "gumbel" in stage.reference else second,
-            REFERENCE_CAPACITY if "capacity" in stage.reference else capacity,
-        )
+        routing.install(self.vlm.model, *choosing(self._recipe, stage))
         return parts.choose(self.vlm.model, stage.train).parameters
-
-    def _made_sparse(self, vlm: VLM, how: Upcycle) -> VLM:
-        return upcycle(vlm, how.experts, how.top_k, how.layers, self._recipe.seed)
 
     def mark_trained(self, names: set[str]) -> None:
         self._changed |= names
