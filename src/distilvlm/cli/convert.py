@@ -48,10 +48,22 @@ TalkField = Annotated[str | None, typer.Option(help="Field of the conversation; 
 QuestionField = Annotated[str | None, typer.Option(help="Field of the question; default: a usual name.")]
 AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; default: a usual name.")]
 Task = Annotated[
-    Literal["detect", "list", "count"],
-    typer.Option(help="detect: where each thing is; list: which things there are; count: how many of each."),
+    Literal["detect", "list", "count", "caption", "presence", "pairs"],
+    typer.Option(
+        help="detect: where each thing is; list: which things there are; count: how many of each; caption: a sentence "
+        "of them; presence: is it there, yes or no; pairs: true and false captions and answers, as preferences."
+    ),
 ]
-ThingQuestion = Annotated[str | None, typer.Option(help='What is asked, with {thing}; default "Locate every {thing}."')]
+ThingQuestion = Annotated[
+    str | None, typer.Option(help='What is asked, with {thing} ({a} {thing}); default "Locate every {thing}."')
+]
+Negatives = Annotated[
+    Literal["random", "popular", "adversarial"],
+    typer.Option(
+        help="Absent things of presence and pairs: any; the most common; those mostly seen with what is there."
+    ),
+]
+Rated = Annotated[bool, typer.Option("--rated", help="Write each pair as two rated answers.")]
 Absent = Annotated[int, typer.Option(min=0, help="Ask about so many things, too, that a picture does not show.")]
 Decimals = Annotated[int, typer.Option(min=1, max=6, help="Of a box [x1, y1, x2, y2], 0 to 1 of the padded square.")]
 
@@ -78,11 +90,15 @@ def folders(
 def yolo(
     source: Source,
     out: Out,
-    split: Annotated[str, typer.Option(help="train, val or test, as the YAML file has it.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="train, val or test, as the YAML has it, or several: train,val.")
+    ] = "train",
     task: Task = "detect",
     question: ThingQuestion = None,
     absent: Absent = 0,
     decimals: Decimals = 2,
+    negatives: Negatives = "random",
+    rated: Rated = False,
     images: Annotated[Path | None, typer.Option(help="The data set's directory; default: the YAML's `path`.")] = None,
     where: Where = None,
     one_per_picture: OnePerPicture = False,
@@ -107,6 +123,8 @@ def voc(
     question: ThingQuestion = None,
     absent: Absent = 0,
     decimals: Decimals = 2,
+    negatives: Negatives = "random",
+    rated: Rated = False,
     images: Images = None,
     where: Where = None,
     one_per_picture: OnePerPicture = False,
@@ -213,6 +231,29 @@ def datasets(
     _convert("datasets", locals())
 
 
+@app.command()
+def preference(
+    source: Annotated[Path, typer.Argument(help="Parquet files (directory, quoted pattern), saved data set, or JSON.")],
+    out: Out,
+    split: Annotated[str | None, typer.Option(help="Of parquet files or of a saved data set.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where embedded pictures go; default: pictures/. JSON: where pictures lie.")
+    ] = None,
+    rated: Rated = False,
+    image_field: ImageField = None,
+    question_field: QuestionField = None,
+    chosen_field: Annotated[str | None, typer.Option(help="Field of the better answer; default: chosen.")] = None,
+    rejected_field: Annotated[str | None, typer.Option(help="Field of the worse answer; default: rejected.")] = None,
+    where: Where = None,
+    hold_out: HoldOut = 0.0,
+    seed: Seed = 0,
+    on_bad_row: OnBadRow = "fatal",
+    as_json: Json = False,
+) -> None:
+    """Pairs of answers (RLAIF-V as published, TRL's columns, LLaVA's or OpenAI's JSON), or rated answers."""
+    _convert("preference", locals())
+
+
 def _convert(format: str, given: dict[str, Any]) -> None:
     from distilvlm.data.convert import convert
 
@@ -236,12 +277,16 @@ def _conditions(texts: list[str]) -> dict[str, list[str]]:
 
 def _tell(done: Converted) -> None:
     """Counts, and what to paste into a recipe."""
+    rows = {None: "rows", "pairs": "pairs of answers", "rated": "rated answers"}[done.preferences]
     if done.test is None:
-        typer.echo(f"{done.train}: {done.rows} rows, {done.answers} answers, {done.pictures} pictures")
+        answers = f", {done.answers} answers" if done.preferences is None else ""
+        typer.echo(f"{done.train}: {done.rows} {rows}{answers}, {done.pictures} pictures")
     else:
         rest = done.rows - done.test_rows, done.pictures - done.test_pictures
-        typer.echo(f"{done.train}: {rest[0]} rows, {rest[1]} pictures")
-        typer.echo(f"{done.test}: {done.test_rows} rows, {done.test_pictures} pictures, none of them in the other file")
+        typer.echo(f"{done.train}: {rest[0]} {rows}, {rest[1]} pictures")
+        typer.echo(
+            f"{done.test}: {done.test_rows} {rows}, {done.test_pictures} pictures, none of them in the other file"
+        )
     for reason, count in done.left_out.items():
         typer.echo(f"left out: {count} ({reason})")
     if done.bad:

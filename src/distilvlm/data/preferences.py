@@ -67,7 +67,7 @@ def draft(row: dict[str, Any], form: Form, root: Path) -> Draft:
     first, *second = sides(row, form)
     made = _side(row, form, first, root)
     if not second:
-        made.desirable = _label(row)
+        made.desirable = label(row)
         return made
     other = _side(row, form, second[0], root)
     if other.images != made.images:
@@ -92,6 +92,14 @@ def sides(row: dict[str, Any], form: Form) -> list[tuple[str, Placed]]:
     if "completion" in row or key in (None, "prompt"):
         return [("completion", _whole(row, "completion", prompt, form))]
     return [(key, prompt)]
+
+
+def label(row: dict[str, Any]) -> bool:
+    """Whether a rated answer is a good one. Raises `RowError`."""
+    given = row.get("label")
+    if not isinstance(given, bool):
+        raise RowError("label", f"is {kind(given)}, not true (a good answer) or false")
+    return given
 
 
 def _side(row: dict[str, Any], form: Form, side: tuple[str, Placed], root: Path) -> Draft:
@@ -132,10 +140,3 @@ def _turns(row: dict[str, Any], key: str, form: Form, speaker: int) -> Placed:
         keys = _TURN[form]
         return [(key, {keys[0]: keys[speaker], keys[1]: given})]
     raise RowError(key, f"is {kind(given)}, not text, a turn or a list of turns")
-
-
-def _label(row: dict[str, Any]) -> bool:
-    given = row.get("label")
-    if not isinstance(given, bool):
-        raise RowError("label", f"is {kind(given)}, not true (a good answer) or false")
-    return given

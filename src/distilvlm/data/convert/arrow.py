@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distilvlm.data.convert.tables import Row, Store
+from distilvlm.data.convert.embedded import Store
+from distilvlm.data.convert.tables import Row
 from distilvlm.data.problems import DataError
 
 AT_A_TIME = 64

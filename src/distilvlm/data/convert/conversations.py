@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from distilvlm.data.convert.items import Reading
-from distilvlm.data.convert.tables import Columns, Row, items
+from distilvlm.data.convert.tables import INSTEAD, Columns, Row, Table, items
+from distilvlm.data.preferences import family
+from distilvlm.data.problems import DataError
 from distilvlm.data.rows import MalformedRow, rows
 
 
@@ -31,12 +33,25 @@ def read(
         DataError: the file can't be read, or a column is not there.
     """
     columns = Columns(image_field, conversation_field, question_field, answer_field, question, answer)
+    content = table(source)
+    columns = columns.found(content.names, source)
+    if any(isinstance(row, Mapping) and family(dict(row)) == "rated" for _, _, row in content.rows):
+        raise DataError(
+            f"{source} holds rated answers (label: true or false), which are no plain conversations: {INSTEAD}"
+        )
+    return Reading((images or source.parent).absolute(), items(content.rows, columns))
+
+
+def is_json(source: Path) -> bool:
+    return source.suffix in (".json", ".jsonl")
+
+
+def table(source: Path) -> Table:
+    """The rows of a JSON list or JSONL file. Raises `DataError`."""
     every = list(rows(source))
     names = {str(name) for row in every if isinstance(row, Mapping) for name in row}
-    columns = columns.found(sorted(names), source)
-
-    def found() -> Iterator[Row]:
-        for number, row in enumerate(every):
-            yield str(source), number, row if isinstance(row, (Mapping, MalformedRow)) else None
-
-    return Reading((images or source.parent).absolute(), items(found(), columns))
+    found: list[Row] = [
+        (str(source), number, row if isinstance(row, (Mapping, MalformedRow)) else None)
+        for number, row in enumerate(every)
+    ]
+    return Table(sorted(names), found)

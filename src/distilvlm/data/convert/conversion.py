@@ -6,22 +6,24 @@ import inspect
 import json
 import logging
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from distilvlm.data.convert import conversations, datasets, folders, parquet, voc, vqa, yolo
-from distilvlm.data.convert.items import IMAGE_TOKEN, Fault, Item, Reading
+from distilvlm.data.convert import conversations, datasets, folders, parquet, preference, voc, vqa, yolo
+from distilvlm.data.convert.items import Fault, Item, Reading
+from distilvlm.data.convert.output import lines, row, write_whole
 from distilvlm.data.convert.pictures import Pictures
 from distilvlm.data.convert.split import held_out
+from distilvlm.data.preferences import check_family, family
 from distilvlm.data.problems import SHOWN, DataError, RowError
 from distilvlm.data.readers import check_llava
+from distilvlm.data.records import Preferences
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,12 @@ FORMATS: dict[str, Callable[..., Reading]] = {
     "conversations": conversations.read,
     "parquet": parquet.read,
     "datasets": datasets.read,
+    "preference": preference.read,
 }
 
-EMBEDDED = frozenset({"parquet", "datasets"})
-"""Formats that hold the pictures themselves: they are written to `images`, by default `pictures` beside OUT."""
+EMBEDDED = frozenset({"parquet", "datasets", "preference"})
+"""Formats that hold the pictures themselves (JSON files do not): they are written to `images`, by default `pictures`
+beside OUT."""
 
 Where = Mapping[str, Any]
 """Field → the value that a row must have in it to be kept, or a list of which it must have one."""
@@ -57,6 +61,7 @@ class Converted:
     left_out: Mapping[str, int]  # reason → items
     bad: tuple[Fault, ...]  # left out, too: only with on_bad_row="quarantine"
     bad_file: Path | None
+    preferences: Preferences | None = None  # what the rows are, if they are no plain conversations
 
     def entry(self, beside: Path | None = None) -> str:
         """The recipe's `data:` section for these files, for a recipe in the directory `beside` (default: of OUT)."""
@@ -86,8 +91,9 @@ def convert(
 ) -> Converted:
     """Write the rows of `source` as LLaVA JSONL to `out`.
 
-    Each row is `{"id", "image", "conversations", "meta"}`; `meta` is what else the source says of it. Pictures that lie
-    on the disk stay where they are. Nothing is written unless everything is.
+    Each row is `{"id", "image", "conversations", "meta"}`; `meta` is what else the source says of it. Preferences have
+    two conversations, or a label (see `output.row`). Pictures that lie on the disk stay where they are. Nothing is
+    written unless everything is.
 
     Args:
         format: a key of FORMATS; `options` are those of its module's `read`.
@@ -106,7 +112,7 @@ def convert(
     """
     source, out = Path(source), Path(out)
     _check_options(format, out, hold_out, turns, one_per_picture)
-    if images is None and format in EMBEDDED:
+    if images is None and format in EMBEDDED and not conversations.is_json(source):
         images = out.parent / "pictures"
     reading = _reader(format, options)(source, None if images is None else Path(images), **options)
     pictures = Pictures(reading.images)
@@ -120,6 +126,8 @@ def convert(
         raise DataError(f"{source}: no row is left to write; left out: {_reasons(reading.left_out, len(bad))}")
     if one_per_picture:
         items = _conversations(items, turns)
+    if reading.rated:
+        items = _unpaired(items)
 
     away = held_out(items, hold_out, seed, pictures.digest) if hold_out else [False] * len(items)
     test = [item for item, is_away in zip(items, away, strict=True) if is_away]
@@ -130,12 +138,12 @@ def convert(
             f"hold_out={hold_out}: no picture of {len(_shown(items))} fell to the {side} side; take another"
         )
     train_file, test_file = (_named(out, "train"), _named(out, "test")) if hold_out else (out, None)
-    files = {train_file: _lines(train)}
+    files = {train_file: lines(train)}
     if test_file is not None:
-        files[test_file] = _lines(test)
+        files[test_file] = lines(test)
     if bad_file is not None:
         files[bad_file] = b"".join(json.dumps(asdict(fault)).encode() + b"\n" for fault in bad)
-    _write_whole(files, [_named(out, "bad")])
+    write_whole(files, [_named(out, "bad")])
     return Converted(
         train=train_file,
         test=test_file,
@@ -148,6 +156,7 @@ def convert(
         left_out=dict(reading.left_out),
         bad=tuple(bad),
         bad_file=bad_file,
+        preferences=items[0].preferences,
     )
 
 
@@ -179,6 +188,7 @@ def _usable(reading: Reading, where: Where, pictures: Pictures) -> tuple[list[It
     items: list[Item] = []
     bad: list[Fault] = []
     fields: set[str] = set()
+    first: dict[str, Any] | None = None
     for item in reading.items:
         if isinstance(item, Fault):
             bad.append(item)
@@ -192,8 +202,11 @@ def _usable(reading: Reading, where: Where, pictures: Pictures) -> tuple[list[It
         if problems:
             bad.append(item.fault(item.image_field, problems[0]))
             continue
+        made = row(item)
+        first = made if first is None else first
         try:
-            check_llava(_row(item), reading.images)
+            check_family(made, family(first))
+            check_llava(made, reading.images)
         except RowError as error:
             bad.append(item.fault(error.field, error.reason))
         else:
@@ -214,7 +227,13 @@ def _text(value: Any) -> str:
 
 
 def _conversations(items: Sequence[Item], turns: int | None) -> list[Item]:
-    """Items about one same picture joined, in order, where the picture first comes."""
+    """Items about one same picture joined, in order, where the picture first comes.
+
+    Raises:
+        DataError: there are preferences among them, which are of one answer.
+    """
+    if any(item.preferences for item in items):
+        raise DataError("one_per_picture: answers that are compared or rated can't be joined; leave it out")
     by_picture: dict[tuple[str, ...], list[Item]] = {}
     for item in items:
         one_question = [turn.speaker for turn in item.turns] == ["human", "gpt"]
@@ -235,23 +254,18 @@ def _joined(items: Sequence[Item]) -> Item:
     return Item(first.file, first.row, first.id, first.images, turns, {}, meta)
 
 
-def _lines(items: Sequence[Item]) -> bytes:
-    return b"".join(json.dumps(_row(item), ensure_ascii=False).encode("utf-8", "replace") + b"\n" for item in items)
+def _unpaired(items: Sequence[Item]) -> list[Item]:
+    """Pairs as two rated answers each. All good ones come first, so that a rated answer is not followed by another to
+    its own question (training compares it with the next row's, see `StageData`).
 
-
-def _row(item: Item) -> dict[str, Any]:
-    """The one record form. Its picture's place is in front of the first question, where LLaVA has it."""
-    row: dict[str, Any] = {"id": item.id}
-    if item.images:
-        row["image"] = item.images[0] if len(item.images) == 1 else list(item.images)
-    talk = [{"from": turn.speaker, "value": turn.text} for turn in item.turns]
-    if item.images and not item.marked:
-        first = next(turn for turn in talk if turn["from"] == "human")
-        first["value"] = (f"{IMAGE_TOKEN}\n" * len(item.images) + first["value"]).rstrip("\n")
-    row["conversations"] = talk
-    if item.meta:
-        row["meta"] = dict(item.meta)
-    return row
+    Raises:
+        DataError: there are no pairs.
+    """
+    if any(item.preferences != "pairs" for item in items):
+        raise DataError("rated: only pairs become rated answers, and these rows are none; leave it out")
+    good = [replace(item, id=f"{item.id}:chosen", other=(), desirable=True) for item in items]
+    bad = [replace(item, id=f"{item.id}:rejected", turns=item.other, other=(), desirable=False) for item in items]
+    return [*good, *bad]
 
 
 def _shown(items: Sequence[Item]) -> set[str]:
@@ -274,26 +288,3 @@ def _listing(bad: Sequence[Fault]) -> str:
 def _reasons(left_out: Counter[str], bad: int) -> str:
     reasons = [f"{count} ({reason})" for reason, count in left_out.items()]
     return ", ".join([*reasons, *([f"{bad} (bad rows)"] if bad else [])]) or "none"
-
-
-def _write_whole(files: Mapping[Path, bytes], stale: Sequence[Path]) -> None:
-    """All files under another name first, then renamed: a full disk or a kill leaves no half of a file behind.
-
-    What an earlier conversion left under `stale` goes, and several files go before they are replaced: a training file
-    must not stand beside the test file of another split.
-    """
-    partial = {path: path.with_name(f".partial-{uuid.uuid4().hex[:12]}-{path.name}") for path in files}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial[path].open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for path in [*stale, *(files if len(files) > 1 else ())]:
-            path.unlink(missing_ok=True)
-        for path, written in partial.items():
-            written.replace(path)
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)

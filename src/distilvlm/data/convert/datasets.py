@@ -9,7 +9,7 @@ from typing import Any
 
 from distilvlm.data.convert.arrow import batches, labels, need_pyarrow, opened, store
 from distilvlm.data.convert.items import Reading
-from distilvlm.data.convert.tables import Columns, Row, items
+from distilvlm.data.convert.tables import Columns, Row, Table, items
 from distilvlm.data.problems import DataError
 
 
@@ -35,6 +35,19 @@ def read(
     Raises:
         DataError: no such directory or split, a column that is not there, or pyarrow is missing.
     """
+    columns = Columns(image_field, conversation_field, question_field, answer_field, question, answer)
+    rows = table(source, split)
+    kept = store(images, source)
+    return Reading(kept.directory, items(rows.rows, columns.found(rows.names, source), kept, rows.labels))
+
+
+def is_saved(source: Path) -> bool:
+    """Whether `save_to_disk` wrote the directory."""
+    return any((source / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def table(source: Path, split: str | None) -> Table:
+    """The rows of a saved data set. Raises `DataError`, as `read`."""
     need_pyarrow()
     import pyarrow as pa
 
@@ -45,8 +58,6 @@ def read(
     files = [directory / entry["filename"] for entry in state["_data_files"]]
     if not files:
         raise DataError(f"{directory} holds no data file")
-    columns = Columns(image_field, conversation_field, question_field, answer_field, question, answer)
-    kept = store(images, source)
 
     def stream(file: Path) -> Any:
         return opened(lambda: pa.ipc.open_stream(pa.memory_map(str(file))), file)
@@ -56,8 +67,7 @@ def read(
             yield from batches(stream(file), file)
 
     schema = stream(files[0]).schema
-    columns = columns.found(schema.names, source)
-    return Reading(kept.directory, items(found(), columns, kept, labels(schema)))
+    return Table(schema.names, found(), labels(schema))
 
 
 def _split_directory(source: Path, split: str | None) -> Path:

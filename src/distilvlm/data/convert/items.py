@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distilvlm.data.problems import DataError
+from distilvlm.data.records import Preferences
 
 IMAGE_TOKEN = "<image>"
 """LLaVA's marker of a picture's place in a question."""
@@ -47,6 +48,14 @@ class Item:
     meta: Mapping[str, Any]  # what of it is kept beside the conversation
     marked: bool = False  # whether the turns name the pictures' places themselves, as `<image>`
     image_field: str = "image"  # what the source calls the picture
+    other: tuple[Turn, ...] = ()  # of a pair: the conversation with the rejected answer
+    desirable: bool | None = None  # of a rated answer: whether it is a good one
+
+    @property
+    def preferences(self) -> Preferences | None:
+        if self.other:
+            return "pairs"
+        return None if self.desirable is None else "rated"
 
     def fault(self, field: str, reason: str) -> Fault:
         return Fault(self.file, self.row, field, reason)
@@ -59,6 +68,7 @@ class Reading:
     images: Path  # the directory that pictures are named from
     items: Iterable[Item | Fault]
     left_out: Counter[str] = field(default_factory=Counter)
+    rated: bool = False  # whether pairs are to be written as two rated answers each
 
 
 def asked(question: str, answer: str) -> tuple[Turn, ...]:

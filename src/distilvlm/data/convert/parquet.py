@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distilvlm.data.convert.arrow import AT_A_TIME, batches, labels, need_pyarrow, opened, store
 from distilvlm.data.convert.items import Reading
-from distilvlm.data.convert.tables import Columns, Row, items
+from distilvlm.data.convert.tables import Columns, Row, Table, items
 from distilvlm.data.problems import DataError
 
 _SPLIT = re.compile(r"^(train|validation|valid|val|dev|test)(?=[-_.]|$)")
@@ -36,21 +36,26 @@ def read(
     Raises:
         DataError: no file, several splits and none chosen, a column that is not there, or pyarrow is missing.
     """
+    columns = Columns(image_field, conversation_field, question_field, answer_field, question, answer)
+    rows = table(source, split)
+    kept = store(images, source)
+    return Reading(kept.directory, items(rows.rows, columns.found(rows.names, source), kept, rows.labels))
+
+
+def table(source: Path, split: str | None) -> Table:
+    """The rows of a file, a directory or a pattern. Raises `DataError`, as `read`."""
     need_pyarrow()
     import pyarrow.parquet as pq
 
     files = _of_split(_parquet_files(source), split, source)
-    columns = Columns(image_field, conversation_field, question_field, answer_field, question, answer)
-    kept = store(images, source)
     schema = opened(lambda: pq.ParquetFile(files[0]), files[0]).schema_arrow
-    columns = columns.found(schema.names, source)
 
     def found() -> Iterator[Row]:
         for file in files:
-            table = opened(lambda file=file: pq.ParquetFile(file), file)
-            yield from batches(table.iter_batches(batch_size=AT_A_TIME), file)
+            content = opened(lambda file=file: pq.ParquetFile(file), file)
+            yield from batches(content.iter_batches(batch_size=AT_A_TIME), file)
 
-    return Reading(kept.directory, items(found(), columns, kept, labels(schema)))
+    return Table(schema.names, found(), labels(schema))
 
 
 def _parquet_files(source: Path) -> list[Path]:

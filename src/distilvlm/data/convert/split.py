@@ -13,7 +13,8 @@ def held_out(items: Sequence[Item], share: float, seed: int, digest: Callable[[s
 
     Where a picture goes is a function of its content and `seed` alone: two files made of the same pictures (open and
     closed questions, say) are split alike, and a picture that is added moves no other. The price is that `share` is met
-    on average only. Pictures that stand together in a row go together, and a row of text goes by its text.
+    on average only. Pictures that stand together in a row go together, and a row of text goes by its text (a preference
+    by its prompt: both answers to it stay on one side).
 
     Args:
         share: of the pictures, 0 to 1.
@@ -30,7 +31,8 @@ def held_out(items: Sequence[Item], share: float, seed: int, digest: Callable[[s
 
 
 def _of_text(item: Item) -> str:
-    return hashlib.sha256("\0".join(turn.text for turn in item.turns).encode("utf-8", "replace")).hexdigest()
+    turns = item.turns if item.preferences is None else item.turns[:-1]
+    return hashlib.sha256("\0".join(turn.text for turn in turns).encode("utf-8", "replace")).hexdigest()
 
 
 def _draw(content: str, seed: int) -> float:

@@ -13,8 +13,11 @@ FIELDS = ("conversations", "conversation", "messages", "texts")
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 
 
-def turns(value: Any, field: str) -> tuple[tuple[Turn, ...], list[Any]]:
+def turns(value: Any, field: str, places: Sequence[str] | None = None) -> tuple[tuple[Turn, ...], list[Any]]:
     """The turns of a conversation; a part that is a picture becomes `<image>` on a line of its own.
+
+    Args:
+        places: how errors call each turn; default: by its number in `field`.
 
     Returns:
         the turns, and for each such part the picture that it names, or None where it only marks the place.
@@ -27,7 +30,7 @@ def turns(value: Any, field: str) -> tuple[tuple[Turn, ...], list[Any]]:
     found: list[Turn] = []
     pictures: list[Any] = []
     for position, turn in enumerate(value):
-        where = f"{field}[{position}]"
+        where = f"{field}[{position}]" if places is None else places[position]
         if not isinstance(turn, Mapping):
             raise ValueError(where, "is no turn with a speaker and a text")
         if "user" in turn and "assistant" in turn:

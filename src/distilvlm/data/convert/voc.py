@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
-from distilvlm.data.convert.boxes import Asking, Box, Boxed, checked
+from distilvlm.data.convert.absent import Negatives
+from distilvlm.data.convert.asking import Asking
+from distilvlm.data.convert.boxes import Box, Boxed, checked
 from distilvlm.data.convert.items import Fault, Item, Reading
 from distilvlm.data.convert.pictures import is_picture
 from distilvlm.data.geometry import PictureError, upright_size
@@ -30,8 +32,10 @@ def read(
     question: str | None = None,
     absent: int = 0,
     decimals: int = 2,
+    negatives: Negatives = "random",
+    rated: bool = False,
 ) -> Reading:
-    """Rows about the boxes of XML files; see `boxes.Asking` for task, question, absent and decimals.
+    """Rows about the boxes of XML files; see `asking.Asking` for what is asked of them.
 
     An annotation's picture is the one that its `filename` names or, where there is none, the one of the XML's own name.
 
@@ -46,7 +50,7 @@ def read(
     Raises:
         DataError: no XML file, no picture directory, no such split.
     """
-    asking = Asking(task, question, absent, decimals)
+    asking = Asking(task, question, absent, decimals, negatives, rated)
     if difficult not in ("keep", "leave") or origin not in (0, 1):
         raise DataError("difficult is keep or leave; origin is 0 or 1")
     annotations = next((source / name for name in ANNOTATIONS if (source / name).is_dir()), source)
@@ -69,7 +73,7 @@ def read(
         names = sorted({name for picture in pictures for name, _ in picture.things})
         yield from asking.items(pictures, names, left_out)
 
-    return Reading(root, items(), left_out)
+    return Reading(root, items(), left_out, rated)
 
 
 def _boxed(

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-from distilvlm.data.convert.boxes import Asking, Box, Boxed, checked
+from distilvlm.data.convert.absent import Negatives
+from distilvlm.data.convert.asking import Asking
+from distilvlm.data.convert.boxes import Box, Boxed, checked
 from distilvlm.data.convert.items import Fault, Item, Reading
 from distilvlm.data.convert.pictures import is_picture
 from distilvlm.data.geometry import PictureError, upright_size
@@ -26,8 +28,10 @@ def read(
     question: str | None = None,
     absent: int = 0,
     decimals: int = 2,
+    negatives: Negatives = "random",
+    rated: bool = False,
 ) -> Reading:
-    """Rows about the boxes of one split; see `boxes.Asking` for task, question, absent and decimals.
+    """Rows about the boxes of one split; see `asking.Asking` for what is asked of them.
 
     A picture .../images/a/b.jpg has its objects in .../labels/a/b.txt, a line each: class, then centre x, centre y,
     width and height as shares of the picture (or the corners of a polygon, whose box is taken). A picture without such
@@ -36,16 +40,17 @@ def read(
     Args:
         source: the data set's YAML file.
         images: the data set's directory where the YAML's `path` does not lead to it.
-        split: key of the YAML: train, val, test.
+        split: key of the YAML: train, val, test; or several, "train,val".
 
     Raises:
         DataError: the YAML can't be used, or no picture of the split has a label file.
     """
-    asking = Asking(task, question, absent, decimals)
+    asking = Asking(task, question, absent, decimals, negatives, rated)
     config = _config(source)
     names = _names(config, source)
     root = _root(config, source, images)
-    files = _pictures(config, source, root, split)
+    splits = dict.fromkeys(name.strip() for name in split.split(","))
+    files = list(dict.fromkeys(file for name in splits for file in _pictures(config, source, root, name)))
     labels = {file: _label_file(file, source) for file in files}
     if not any(label.is_file() for label in labels.values()):
         raise DataError(f"{source}: no picture of '{split}' has a label file; {labels[files[0]]} was looked for first")
@@ -67,7 +72,7 @@ def read(
             left_out["label files without a picture"] += len(strangers)
         yield from asking.items(pictures, list(names.values()), left_out)
 
-    return Reading(root, items(), left_out)
+    return Reading(root, items(), left_out, rated)
 
 
 def _boxed(file: Path, label: Path, root: Path, names: Mapping[int, str]) -> tuple[Boxed | None, list[Fault]]:

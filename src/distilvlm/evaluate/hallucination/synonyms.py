@@ -21,32 +21,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distilvlm.data.convert.naming import plural
 from distilvlm.data.problems import DataError
 
 NO_OBJECT = "-"
 
 _WORDS = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-
-IRREGULAR = {
-    "person": "people",
-    "man": "men",
-    "woman": "women",
-    "child": "children",
-    "foot": "feet",
-    "tooth": "teeth",
-    "goose": "geese",
-    "mouse": "mice",
-    "ox": "oxen",
-    "sheep": "sheep",
-    "fish": "fish",
-    "deer": "deer",
-    "craft": "craft",
-    "bison": "bison",
-}
-"""Also of words that end so: policeman, grandchild, aircraft."""
-
-_TO_VES = ("knife", "wife", "life", "leaf", "loaf", "shelf", "calf", "wolf", "thief", "scarf", "hoof", "half", "elf")
-_TO_OES = ("potato", "tomato", "mango", "hero", "echo", "buffalo", "mosquito", "volcano")
 
 
 @dataclass(frozen=True)
@@ -138,27 +118,6 @@ class Synonyms:
             else:
                 place += 1
         return found
-
-
-def plural(phrase: str) -> str:
-    """The plural of a phrase's last word."""
-    *first, word = phrase.split(" ")
-    for singular, irregular in IRREGULAR.items():
-        # "policeman" is a man, but neither "human" nor the "ox" in "box" is what it ends with.
-        if word == singular or (len(singular) > 2 and word.endswith(singular) and word not in _REGULAR):
-            return " ".join([*first, word.removesuffix(singular) + irregular])
-    if word.endswith(_TO_VES):
-        ended = re.sub(r"fe?$", "ves", word)
-    elif word in _TO_OES or re.search(r"(s|x|z|ch|sh)$", word):
-        ended = word + "es"
-    elif re.search(r"[^aeiou]y$", word):
-        ended = word[:-1] + "ies"
-    else:
-        ended = word + "s"
-    return " ".join([*first, ended])
-
-
-_REGULAR = frozenset({"human", "german", "roman", "ottoman", "talisman", "caiman", "mongoose"})
 
 
 def _plain(text: str) -> str:
