@@ -198,6 +198,8 @@ def test_pairs_set_the_true_against_the_false(tmp_path):
             assert (set(true) <= set(false)) == (meta["changed"] == "extended")
     source = read(SourceSpec(path=str(done.train), images=str(done.images)), "x")
     assert (source.bad, source.preferences, len(source.records)) == ([], "pairs", len(rows))
+    captions = convert("preference", done.train, tmp_path / "c.jsonl", images=done.images, where={"about": "caption"})
+    assert rows_of(captions.train) == [row for row in rows if row["meta"]["about"] == "caption"]
     rated = made(tmp_path, pictures, task="pairs", rated=True)
     assert rated.rows == 2 * len(rows) and rated.preferences == "rated"
 

@@ -324,3 +324,18 @@ def test_take_and_rows_count_as_for_plain_files(tmp_path):
     source = source_of(tmp_path, [pair(), pair(chosen=""), pair()], take=1, rows=3)
     assert (len(source.records), source.bad, source.preferences) == (1, [], "pairs")
     assert json.loads(json.dumps(source.spec.model_dump()))["format"] == "auto"
+
+
+def test_what_the_documentation_shows_is_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    shown = page.partition("## Preferences")[2].partition("```json\n")[2].partition("```")[0]
+    make_pictures(tmp_path / "images", 1)
+    (tmp_path / "images" / "0.png").rename(tmp_path / "images" / "7.jpg")
+    found = []
+    while shown.strip():
+        row, end = json.JSONDecoder().raw_decode(shown.lstrip())
+        shown = shown.lstrip()[end:]
+        source = source_of(tmp_path, [row])
+        assert source.bad == [] and asked(source.records[0]) == f"{PICTURE} What is it?"
+        found.append(source.preferences)
+    assert found == ["pairs", "pairs", "pairs", "rated"]

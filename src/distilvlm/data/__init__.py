@@ -1,12 +1,13 @@
 """From files to batches: reader → record → template and picture geometry → `Batch`."""
 
 from distilvlm.data.batch import IGNORED, BadRow, Batch, SampleKey
-from distilvlm.data.dataset import Sample, StageData
+from distilvlm.data.dataset import StageData
 from distilvlm.data.loader import batches
 from distilvlm.data.problems import DataError, raise_or_quarantine
 from distilvlm.data.readers import Source, read
-from distilvlm.data.records import Record, Turn
+from distilvlm.data.records import Preferences, Record, Turn
 from distilvlm.data.report import DataReport, SourceReport
+from distilvlm.data.sample import Sample
 from distilvlm.data.sampler import Order, shares, showings
 from distilvlm.data.template import Encoded, Template, explain, export_chat_template
 
@@ -18,6 +19,7 @@ __all__ = [
     "DataReport",
     "Encoded",
     "Order",
+    "Preferences",
     "Record",
     "Sample",
     "SampleKey",

@@ -11,7 +11,6 @@ from distilvlm.data.batch import IGNORED, Batch
 from distilvlm.data.sample import Sample
 from distilvlm.data.template import SAFE_ID
 
-
 STEP = 16
 """Lengths that micro-batches come in: few different sizes of tensors are freed and taken again as they are, where
 hundreds leave a C library's heap in pieces (60 updates of up to 205 positions held 5.1 GB on a CPU, 3.6 so)."""
