@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from distilvlm.evaluate.metrics import accurate, exact_match, interval, normalise, paired_difference
+from distilvlm.evaluate.metrics import (
+    accurate,
+    exact_match,
+    interval,
+    normalise,
+    paired_difference,
+    paired_ratios,
+    ratio,
+)
 
 
 def test_exact_match_forgives_only_space_at_the_ends() -> None:
@@ -110,3 +120,56 @@ def test_what_cannot_be_paired_or_averaged_is_refused() -> None:
         interval([])
     with pytest.raises(ValueError, match="2 cluster names for 3 values"):
         interval([0, 1, 1], ["a", "b"])
+
+
+def bootstrapped(columns: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """The plain bootstrap: rows drawn one by one, 4,000 times."""
+    draw = np.random.default_rng(1).integers(0, len(columns), (4000, len(columns)))
+    low, high = np.nanquantile(figure(columns[draw].sum(axis=1)), [0.025, 0.975])
+    return low, high
+
+
+def test_a_ratio_draws_numerators_and_denominators_together() -> None:
+    random = np.random.default_rng(0)
+    mentions = random.integers(0, 9, 80)
+    false = random.binomial(mentions, 0.3)
+    found = ratio(false, mentions)
+    assert found is not None and found.mean == false.sum() / mentions.sum()
+    columns = np.stack([false, mentions], axis=1).astype(float)
+    assert (found.low, found.high) == pytest.approx(bootstrapped(columns, lambda s: s[:, 0] / s[:, 1]), abs=0.01)
+
+
+def test_a_ratio_of_clusters_is_the_ratio_of_their_sums() -> None:
+    pictures = ["a", "b", "a", "c", "b"]
+    alone = ratio([3, 1, 2], [4, 2, 3])
+    assert ratio([1, 1, 2, 2, 0], [2, 1, 2, 3, 1], pictures) == alone
+
+
+def test_a_ratio_without_a_denominator_is_undefined() -> None:
+    assert ratio([0, 0], [0, 0]) is None
+    assert paired_ratios(([1, 0], [1, 1]), ([0, 0], [0, 0])) is None
+
+
+def test_resamples_that_leave_a_ratio_undefined_have_no_part_in_its_interval() -> None:
+    found = ratio([1, 0, 0], [1, 0, 0])  # two thirds to the third of all resamples have no denominator
+    assert found is not None and (found.mean, found.low, found.high) == (1, 1, 1)
+
+
+def test_the_difference_of_ratios_is_paired() -> None:
+    random = np.random.default_rng(0)
+    mentions = random.integers(1, 9, 60)
+    false = random.binomial(mentions, 0.4)
+    other_mentions = mentions + random.integers(0, 2, 60)
+    other_false = np.maximum(false - random.integers(0, 2, 60), 0)
+    found = paired_ratios((false, mentions), (other_false, other_mentions))
+    assert found is not None
+    assert found.mean == pytest.approx(false.sum() / mentions.sum() - other_false.sum() / other_mentions.sum())
+    columns = np.stack([false, mentions, other_false, other_mentions], axis=1).astype(float)
+    expected = bootstrapped(columns, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_ratio_minus_itself_is_nothing() -> None:
+    assert paired_ratios(([1, 2], [3, 4]), ([1, 2], [3, 4])) == paired_ratios(([0, 0], [3, 4]), ([0, 0], [3, 4]))
+    with pytest.raises(ValueError, match="as many denominators as numerators, not 1 and 2"):
+        ratio([1, 2], [1])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import commands, data, doctor, report
+from . import commands, data, doctor, hallucination, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.add_typer(commands.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
+app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)
 
 

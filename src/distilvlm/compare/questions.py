@@ -12,20 +12,12 @@ from distilvlm.evaluate import (
     Asked,
     Evaluation,
     Measure,
-    Question,
     asked_of,
     majority,
     question_only,
     score,
 )
-from distilvlm.evaluate.hallucination import (
-    POLLING,
-    Synonyms,
-    captions,
-    default_synonyms,
-    read_annotations,
-    with_things,
-)
+from distilvlm.evaluate.hallucination import POLLING, annotated, captions
 from distilvlm.recipe import SourceSpec
 
 from .schema import ALWAYS_YES, BASELINES, QuestionSpec
@@ -72,12 +64,7 @@ def _read(name: str, spec: QuestionSpec) -> QuestionSet:
     if spec.measure != "captions":
         measure = {"exact": EXACT, "accurate": ACCURATE, "polling": POLLING}[spec.measure]
         return QuestionSet(spec, asked, training, measure)
-    names: tuple[str, ...] = ()
-    if spec.annotations:
-        annotations = read_annotations(spec.annotations)
-        asked, names = with_things(asked, annotations), annotations.names
-    # What only training pictures show can be hallucinated all the same.
-    table = Synonyms.read(spec.synonyms) if spec.synonyms else default_synonyms(_with_things(asked, training), names)
+    asked, table = annotated(asked, spec.annotations, spec.synonyms, training.questions)
     return QuestionSet(spec, asked, training, captions(table))
 
 
@@ -85,7 +72,3 @@ def _asked(source: SourceSpec, name: str) -> Asked:
     found = asked_of(read(source, name))
     raise_or_quarantine(found.bad, "fatal")
     return found
-
-
-def _with_things(asked: Asked, training: Asked) -> list[Question]:
-    return [*asked.questions, *(question for question in training.questions if "things" in question.meta)]

@@ -155,7 +155,7 @@ class Results:
         for who in self.seeds[0].rows[name]:
             size = f"{self.sizes[who].language_model_parameters:,}" if who in self.sizes else ""
             given = (seed.rows[name][who].figures[figure.name] for seed in self.seeds)
-            rows.append([who, size, *map(_share, given)])
+            rows.append([who, size, *map(figure.cell, given)])
         return rows
 
     def _gaps(self, name: str, figure: Figure) -> list[list[str]]:
@@ -163,21 +163,9 @@ class Results:
         if figure != self._any(name).measure.main:
             return []
         return [
-            [f"{pair[0]} − {pair[1]}", "", *(_points(self.gap(seed, name, pair)) for seed in self.seeds)]
+            [f"{pair[0]} − {pair[1]}", "", *(figure.cell(self.gap(seed, name, pair), "+") for seed in self.seeds)]
             for pair in self.pairs(name)
         ]
-
-
-def _share(value: Interval | None) -> str:
-    if value is None:
-        return "undefined"
-    return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-
-
-def _points(value: Interval | None) -> str:
-    if value is None:
-        return "undefined"
-    return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
 
 
 def _json(value: Interval | None) -> dict[str, float] | None:

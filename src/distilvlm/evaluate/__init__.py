@@ -14,8 +14,8 @@ from distilvlm.evaluate.metrics import (
     ratio,
 )
 from distilvlm.evaluate.questions import Asked, Question, asked_of, questions_of
-from distilvlm.evaluate.report import Evaluation, answered, difference, evaluate, rescored, score
-from distilvlm.evaluate.table import as_table
+from distilvlm.evaluate.report import Evaluation, answered, ask, difference, evaluate, rescored, score
+from distilvlm.evaluate.table import as_table, figure_table
 
 __all__ = [
     "ACCURATE",
@@ -31,10 +31,12 @@ __all__ = [
     "answer",
     "answered",
     "as_table",
+    "ask",
     "asked_of",
     "difference",
     "evaluate",
     "exact_match",
+    "figure_table",
     "interval",
     "majority",
     "normalise",

@@ -67,18 +67,18 @@ class Figure:
     headline: bool = True  # stands in tables; others are folded away, or in JSON only
 
     def text(self, value: Interval | None) -> str:
-        """The value with its interval, for people."""
-        if value is None:
-            return "undefined"
-        return str(value) if self.percent else f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
+        """The value with its interval, for a sentence: `87.1% (86.5 to 87.7)`."""
+        if value is None or self.percent:
+            return "undefined" if value is None else str(value)
+        return f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f})"
 
-    def change(self, value: Interval | None) -> str:
-        """A difference of two values, in percentage points where the figure is a share."""
+    def cell(self, value: Interval | None, sign: str = "") -> str:
+        """The same for a table whose head says what the unit is: `87.1 [86.5, 87.7]`; `sign="+"` for a difference."""
         if value is None:
             return "undefined"
-        mean, low, high = (v * (100 if self.percent else 1) for v in (value.mean, value.low, value.high))
-        digits = 1 if self.percent else 2
-        return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+        unit, digits = (100, 1) if self.percent else (1, 2)
+        mean, low, high = (f"{unit * one:{sign}.{digits}f}" for one in (value.mean, value.low, value.high))
+        return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True)

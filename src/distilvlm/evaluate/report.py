@@ -114,6 +114,41 @@ def evaluate(
         DataError: bad rows with `on_bad_row="fatal"`, a picture that can't be decoded, a question longer than the
             model's context, or no question at all. Each names file and row.
     """
+    asked, predictions = ask(
+        vlm,
+        source,
+        geometry,
+        template=template,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        features=features,
+        on_bad_row=on_bad_row,
+        progress=progress,
+    )
+    evaluation = score(asked.questions, predictions, measure=measure, by_picture=by_picture, bad=asked.bad)
+    said = (f"{figure.title} {figure.text(evaluation.figures[figure.name])}" for figure in measure.figures)
+    logger.info("%d questions: %s", evaluation.n, ", ".join(said))
+    if out is not None:
+        evaluation.write(out)
+    return evaluation
+
+
+def ask(
+    vlm: VLM,
+    source: Source | Asked,
+    geometry: Geometry,
+    *,
+    template: Kind | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+    features: Features | None = None,
+    on_bad_row: Literal["fatal", "quarantine"] = "fatal",
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Asked, list[str]]:
+    """The questions that could be asked, with the rows that could not, and the model's greedy answer to each.
+
+    Arguments and errors as those of `evaluate`.
+    """
     if isinstance(source, Source):
         template = template or source.spec.template
         source = Asked(source.spec.path, tuple(questions_of(source.records)), tuple(source.bad))
@@ -139,14 +174,7 @@ def evaluate(
     ]
     if not given:
         raise DataError(f"{source.name}: no question can be asked ({len(unusable)} rows can't be used)")
-    evaluation = score(
-        [q for q, _ in given], [text for _, text in given], measure=measure, by_picture=by_picture, bad=bad
-    )
-    said = (f"{figure.title} {figure.text(evaluation.figures[figure.name])}" for figure in measure.figures)
-    logger.info("%d questions: %s", evaluation.n, ", ".join(said))
-    if out is not None:
-        evaluation.write(out)
-    return evaluation
+    return Asked(source.name, tuple(question for question, _ in given), tuple(bad)), [text for _, text in given]
 
 
 def score(

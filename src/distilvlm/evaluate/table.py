@@ -26,8 +26,7 @@ def as_table(evaluations: Mapping[str, Evaluation], *, against: str | None = Non
     for name, evaluation in evaluations.items():
         cells = [name, f"{evaluation.n:,}", *(one.text(evaluation.figures[one.name]) for one in measure.figures)]
         if against is not None:
-            gap = "" if name == against else measure.main.change(difference(evaluation, evaluations[against]))
-            cells.append(gap)
+            cells.append("" if name == against else points(evaluation, evaluations[against]))
         drawn.add_row(*cells)
     return drawn
 
@@ -40,25 +39,34 @@ def figure_table(evaluations: Mapping[str, Evaluation], *, against: str | None =
     """
     _check(evaluations, against)
     first = next(iter(evaluations.values()))
-    drawn = Table(title=title or None, caption=_caption(evaluations), caption_justify="left", title_justify="left")
+    caption = f"shares in %; in brackets {_caption(evaluations)}"
+    drawn = Table(title=title or None, caption=caption, caption_justify="left", title_justify="left")
     drawn.add_column(f"{first.n:,} answers")
     for name in evaluations:
         drawn.add_column(name, justify="right", overflow="fold")
     if against is not None:
         drawn.add_column(f"against {against}", justify="right")
     for figure in first.measure.figures:
-        cells = [figure.title, *(figure.text(one.figures[figure.name]) for one in evaluations.values())]
+        cells = [figure.title, *(figure.cell(one.figures[figure.name]) for one in evaluations.values())]
         if against is not None:
-            cells.append(figure.change(difference(first, evaluations[against], figure.name)))
+            cells.append(figure.cell(difference(first, evaluations[against], figure.name), "+"))
         drawn.add_row(*cells)
     main = first.measure.main
     if first.categories:
         drawn.add_section()
     for category in first.categories:
         shown: list[Figures] = [one.categories.get(category, {}) for one in evaluations.values()]
-        cells = [f"{main.title}, {category}", *(main.text(figures.get(main.name)) for figures in shown)]
+        cells = [f"{main.title}, {category}", *(main.cell(figures.get(main.name)) for figures in shown)]
         drawn.add_row(*cells)
     return drawn
+
+
+def points(a: Evaluation, b: Evaluation) -> str:
+    """The paired difference of two main figures in percentage points, with its 95% interval."""
+    gap = difference(a, b)
+    if gap is None:
+        return "undefined"
+    return f"{100 * gap.mean:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
 
 
 def _check(evaluations: Mapping[str, Evaluation], against: str | None) -> None:

@@ -16,7 +16,10 @@ from distilvlm.recipe.errors import RecipeError, named
 from distilvlm.recipe.merge import VERBATIM
 from distilvlm.recipe.tree import is_list, is_mapping
 
-PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features", "recipe", "training", "training_images"})
+PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features", "recipe", "training", "training_images"}) | {
+    "synonyms",
+    "annotations",
+}
 _REFERENCE = re.compile(r"\$\$\{|\$\{[^}]*\}?")
 _WELL_FORMED = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?P<or>:-(?P<default>[^${}]*))?\}")
 
@@ -61,7 +64,8 @@ def resolve(
     if not isinstance(tree, Written):
         return tree
     text = substitute(tree, f"{tree.origin}: {'.'.join(named(path, root))}", variables)
-    return placed(text, tree.directory) if path[-1] in PATH_KEYS and VERBATIM not in path else text
+    field = next((step for step in reversed(path) if isinstance(step, str)), None)  # a list's entries have its name
+    return placed(text, tree.directory) if field in PATH_KEYS and VERBATIM not in path else text
 
 
 def substitute(text: str, place: str, variables: Mapping[str, str] | None = None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distilvlm.data.problems import DataError
+from distilvlm.evaluate.hallucination.captions import default_synonyms
+from distilvlm.evaluate.hallucination.synonyms import Synonyms
 from distilvlm.evaluate.questions import Asked, Question
 
 
@@ -86,6 +88,29 @@ def with_things(asked: Asked, annotations: Annotations) -> Asked:
         more = {"things": annotations.things[number], "captions": annotations.captions.get(number, [])}
         questions.append(replace(question, meta={**question.meta, **more}))
     return replace(asked, questions=tuple(questions))
+
+
+def annotated(
+    asked: Asked, files: Sequence[str | Path] = (), synonyms: str | Path | None = None, also: Sequence[Question] = ()
+) -> tuple[Asked, Synonyms]:
+    """Questions that say what is in their pictures, and the words for it.
+
+    Args:
+        files: COCO's annotations; without any, the questions' `meta.things` say it.
+        synonyms: the table's file; default: every name of the annotations names itself.
+        also: further questions whose things are objects, too (what only they show can be hallucinated all the same).
+
+    Raises:
+        DataError: as `read_annotations`, `with_things`, `Synonyms.read`; a question about a picture of which nothing
+            says what is in it.
+    """
+    names: tuple[str, ...] = ()
+    if files:
+        annotations = read_annotations(files)
+        asked, names = with_things(asked, annotations), annotations.names
+    if synonyms is not None:
+        return asked, Synonyms.read(synonyms)
+    return asked, default_synonyms([*asked.questions, *(one for one in also if "things" in one.meta)], names)
 
 
 def _content(path: Path) -> dict[str, Any]:
