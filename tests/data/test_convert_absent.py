@@ -233,7 +233,7 @@ def test_options_that_a_task_does_not_have_are_refused(tmp_path, options, messag
 def test_a_pictures_polling_questions_may_be_joined(tmp_path):
     done = made(tmp_path, [{"dog": 1, "cat": 1}, {"bus": 1}], task="presence", one_per_picture=True)
     assert [len(row["conversations"]) for row in rows_of(done.train)] == [8, 4]
-    assert [turn["there"] for turn in rows_of(done.train)[1]["meta"]["turns"]] == [True, False]
+    assert sorted(turn["there"] for turn in rows_of(done.train)[1]["meta"]["turns"]) == [False, True]
 
 
 def test_several_splits_are_one_source(tmp_path):
@@ -301,3 +301,26 @@ def test_coco128_is_told_whole_and_true(tmp_path):
     for path in (pairs.train, pairs.test):
         read_back = read(SourceSpec(path=str(path), images=str(pairs.images)), "x")
         assert read_back.bad == [] and read_back.preferences == "pairs"
+
+
+def test_a_folder_of_a_class_shows_that_thing_and_no_other(tmp_path: Path) -> None:
+    for name in ("hat", "shirt", "shoe"):
+        make_pictures(tmp_path / "train" / name, 4)
+    polled = rows_of(convert("folders", tmp_path / "train", tmp_path / "polled.jsonl", task="presence").train)
+    assert len(polled) == 2 * 12
+    for row in polled:
+        assert said(row)[1] == ("yes" if row["meta"]["thing"] == row["image"].split("/")[0] else "no")
+    pairs = convert("folders", tmp_path / "train", tmp_path / "pairs.jsonl", task="pairs", where={"about": "presence"})
+    for row in rows_of(pairs.train):
+        assert {last(row, "chosen"), last(row, "rejected")} == {"yes", "no"}
+        assert (last(row, "chosen") == "yes") == row["meta"]["there"]
+    with pytest.raises(DataError, match="answer"):
+        convert("folders", tmp_path / "train", tmp_path / "x.jsonl", task="presence", answer="a {label}")
+
+
+def test_the_order_of_polled_things_does_not_tell_which_are_there(tmp_path: Path) -> None:
+    for name in ("hat", "shoe"):
+        make_pictures(tmp_path / "train" / name, 20)
+    made = convert("folders", tmp_path / "train", tmp_path / "x.jsonl", task="presence", one_per_picture=True)
+    first = [row["conversations"][1]["value"] for row in rows_of(made.train)]
+    assert len(first) == 40 and 8 < first.count("yes") < 32

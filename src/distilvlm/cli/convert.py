@@ -75,6 +75,12 @@ def folders(
     question: Template = "What is this?",
     answer: Answer = "{label}",
     pretty: Annotated[bool, typer.Option("--pretty", help="_ and - of a class name become spaces.")] = False,
+    task: Annotated[
+        Literal["class", "presence", "pairs"],
+        typer.Option(help="class: what is it; presence: is there one, yes or no; pairs: a true and a false answer."),
+    ] = "class",
+    negatives: Negatives = "random",
+    rated: Rated = False,
     images: Annotated[Path | None, typer.Option(help="Directory above SOURCE that rows name pictures from.")] = None,
     where: Where = None,
     hold_out: HoldOut = 0.0,

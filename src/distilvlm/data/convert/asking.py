@@ -114,12 +114,13 @@ class Asking:
         return self._item(picture, picture.image, "caption", sentence(picture.counts), _things(picture))
 
     def _polled(self, picture: Boxed, absences: Absences, left_out: Counter[str]) -> list[str]:
-        """What is there and what is not, by turns."""
+        """What is there and as much that is not, in an order that does not tell which: as turns of one conversation,
+        "yes, no, yes, no" would be learned instead of looking."""
         there = list(picture.counts)
         others = absences.of(picture, len(there))
         if len(others) < len(there):
             left_out["absent things to ask about: the data set has no further names"] += len(there) - len(others)
-        return [name for both in zip(there, others, strict=False) for name in both] + there[len(others) :]
+        return by_hash(picture, [*there, *others], ":asked")
 
     def _presence(self, picture: Boxed, thing: str) -> Item:
         there = thing in picture.counts

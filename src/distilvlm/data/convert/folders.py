@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from distilvlm.data.convert.absent import Negatives
+from distilvlm.data.convert.asking import DRAWN, Asking
+from distilvlm.data.convert.boxes import Boxed
 from distilvlm.data.convert.items import Fault, Item, Reading, asked, filled
 from distilvlm.data.convert.pictures import is_picture
 from distilvlm.data.problems import DataError
@@ -13,8 +16,19 @@ from distilvlm.data.problems import DataError
 QUESTION = "What is this?"
 
 
+CLASS = "class"
+
+
 def read(
-    source: Path, images: Path | None = None, *, question: str = QUESTION, answer: str = "{label}", pretty: bool = False
+    source: Path,
+    images: Path | None = None,
+    *,
+    question: str = QUESTION,
+    answer: str = "{label}",
+    pretty: bool = False,
+    task: str = CLASS,
+    negatives: Negatives = "random",
+    rated: bool = False,
 ) -> Reading:
     """One row per picture: its class is the answer. Pictures are named from `source` (or from `images` above it).
 
@@ -23,17 +37,26 @@ def read(
         question: what is asked, with {label} if wanted; "" asks nothing (a caption, for the template `plain`).
         answer: e.g. "a photo of a {label}".
         pretty: `_` and `-` of a class name become spaces.
+        task: "class"; or "presence" and "pairs", which take a picture for one that shows a thing of its class and
+            nothing else. They have the question, negatives and rated of `asking.Asking`, and no answer.
 
     Raises:
-        DataError: no such directory, or no class folder with a picture in it.
+        DataError: no such directory or task, or no class folder with a picture in it.
     """
     root = (images or source).absolute()
     classes = _classes(source, root)
     left_out: Counter[str] = Counter()
+    if task != CLASS:
+        if task not in DRAWN or answer != "{label}":
+            raise DataError(f"task: {CLASS}, {' or '.join(DRAWN)}, of which only {CLASS} takes an answer")
+        asking = Asking(task, None if question == QUESTION else question, negatives=negatives, rated=rated)
+        shown = list(_shown(classes, root, pretty))
+        names = list(dict.fromkeys(label for boxed in shown for label in boxed.counts))
+        return Reading(root, asking.items(shown, names, left_out), left_out)
 
     def items() -> Iterator[Item | Fault]:
         for directory in classes:
-            label = directory.name.replace("_", " ").replace("-", " ") if pretty else directory.name
+            label = _label(directory, pretty)
             files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
             for path in files:
                 if not is_picture(path):
@@ -48,6 +71,19 @@ def read(
                 yield Fault(str(directory), None, "class", "no picture in this class: add some, or remove the folder")
 
     return Reading(root, items(), left_out)
+
+
+def _label(directory: Path, pretty: bool) -> str:
+    return directory.name.replace("_", " ").replace("-", " ") if pretty else directory.name
+
+
+def _shown(classes: list[Path], root: Path, pretty: bool) -> Iterator[Boxed]:
+    """Every picture, as one whose class covers it."""
+    for directory in classes:
+        for path in sorted(directory.rglob("*")):
+            if path.is_file() and is_picture(path):
+                name = path.absolute().relative_to(root).as_posix()
+                yield Boxed(str(path), name, (1, 1), ((_label(directory, pretty), (0.0, 0.0, 1.0, 1.0)),))
 
 
 def _classes(source: Path, root: Path) -> list[Path]:
