@@ -188,10 +188,9 @@ def idle_batch(objective: Objective) -> Batch:
     """A batch of no weight, for a process that has no sample in an update."""
     none = torch.zeros(0, dtype=torch.int64)
     samples = 2 if objective.preference else 1
-    # No position is real, so that it counts in no statistics; attention to nothing is still finite.
     return Batch(
         input_ids=torch.zeros(samples, 2, dtype=torch.int64),
-        attention_mask=torch.zeros(samples, 2, dtype=torch.int64),
+        attention_mask=torch.ones(samples, 2, dtype=torch.int64),  # attention to nothing may be NaN
         placeholder_rows=none,
         visual_rows=none,
         response_rows=none,

@@ -120,7 +120,8 @@ class Task(nn.Module):
             # Without pictures the projector is not in the graph: DDP would wait for its gradient for ever, and a stage
             # that trains only the projector would have nothing to differentiate.
             loss = loss + forward.idle_projector(model)
-        return {"loss": loss, "terms": outcome.terms, "routing": routing.tallied(seen, real) if seen else None}
+        counted = real & (batch.weights != 0).repeat_interleave(batch.length)  # neither stand-ins nor idle batches
+        return {"loss": loss, "terms": outcome.terms, "routing": routing.tallied(seen, counted) if seen else None}
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
         """[samples, length, d], and where a sparse student's tokens went, layer by layer."""
