@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -11,15 +12,27 @@ import pytest
 import torch
 from torch import Tensor
 
-METHODS_NOT_BUILT = ("iaa", "llava_mod", "move_kd")
+METHODS_NOT_BUILT = ("iaa", "move_kd")
 """Files whose name starts so are listed in pytest's header and not collected. An entry goes when its method comes."""
+
+Arrays = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class GoldenCase:
     file: str
     name: str
-    arrays: dict[str, Tensor]
+    arrays: Arrays = field(repr=False)
+    siblings: dict[str, Arrays] = field(default_factory=dict, repr=False)  # all cases of the file, in order
+
+    def sibling(self, fits: Callable[[Arrays], bool]) -> Arrays:
+        """Arrays of the fitting case that stands closest before this one in the file, or else behind it."""
+        names = list(self.siblings)
+        place = names.index(self.name)
+        for name in (*reversed(names[: place + 1]), *names[place + 1 :]):
+            if fits(self.siblings[name]):
+                return self.siblings[name]
+        pytest.fail(f"{self.file}: no other case has the arrays that {self.name!r} is made with")
 
 
 @dataclass(frozen=True)
@@ -29,9 +42,57 @@ class Golden:
     not_built: list[str]
 
 
+class Reading:
+    """The arrays of a case, and what a comparison does with each: what is left over is compared with nothing."""
+
+    def __init__(self, case: GoldenCase, departures: dict[str, str]) -> None:
+        self.case = case
+        self._arrays, self._departures = case.arrays, departures
+        self.given: set[str] = set()  # what ours is computed from
+        self.compared: set[str] = set()
+        self.departed: set[str] = set()  # compared with our rule instead
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._arrays)
+
+    def shape(self, name: str) -> torch.Size:
+        return self._arrays[name].shape
+
+    def input(self, name: str) -> Tensor:
+        self.given.add(name)
+        return self._arrays[name]
+
+    def near(self, name: str, actual: Tensor, tolerance: float) -> None:
+        self.compared.add(name)
+        expected = self._arrays[name]
+        near(actual, expected, scaled(tolerance, expected), name)
+
+    def same(self, name: str, actual: Tensor) -> None:
+        self.compared.add(name)
+        expected = self._arrays[name]
+        assert actual.to(expected.dtype).equal(expected), f"{name} is {actual.tolist()}, not {expected.tolist()}"
+
+    def departs(self, name: str, departure: str, actual: Tensor, rule: Tensor, tolerance: float) -> None:
+        """Our rule's value instead of the array, which the table of departures says why."""
+        self.departed.add(name)
+        near(actual, rule, scaled(tolerance, rule), f"{name} ({self._departures[departure]})")
+
+    def finish(self) -> None:
+        left = [name for name in self._arrays if name not in self.given | self.compared | self.departed]
+        if left:
+            pytest.fail(f"{self.case.file}: nothing here compares {', '.join(left)} of case {self.case.name!r}")
+
+
 @cache
 def find(directory: Path) -> Golden:
-    """Cases are named `<case>/<array>`; an array without a slash is a case of its own, whose array is named ''."""
+    """Cases are named `<case>/<array>`; an array without a slash is a case of its own, whose array is named ''.
+
+    In a file of dotted names the case is what stands before the first dot.
+    """
     files = sorted(directory.glob("*.npz"))
     if not files:
         raise pytest.UsageError(f"--golden {directory}: no .npz file there")
@@ -40,12 +101,25 @@ def find(directory: Path) -> Golden:
     for file in files:
         if file.name in not_built:
             continue
-        found: dict[str, dict[str, Tensor]] = {}
+        found: dict[str, Arrays] = {}
         with np.load(file) as content:
+            dotted = any("." in key and "/" not in key for key in content.files)
             for key in content.files:
-                case, slash, array = key.rpartition("/")
-                if not slash:
+                case, mark, array = key.partition(".") if dotted else key.rpartition("/")
+                if not mark:
                     case, array = key, ""
                 found.setdefault(case, {})[array] = torch.from_numpy(np.asarray(content[key]))
-        cases += [GoldenCase(file.name, case, arrays) for case, arrays in found.items()]
+        cases += [GoldenCase(file.name, case, arrays, found) for case, arrays in found.items()]
     return Golden(directory, cases, not_built)
+
+
+def scaled(tolerance: float, expected: Tensor) -> float:
+    """Absolute, and relative to the largest entry where that is more than 1."""
+    return tolerance * max(1.0, float(expected.double().abs().max()))
+
+
+def near(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    actual, expected = actual.detach().double(), expected.detach().double()
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    worst = float((actual - expected).abs().max()) if actual.numel() else 0.0
+    assert worst <= tolerance, f"{what} differs by {worst:.2e}, more than {tolerance:.0e}"

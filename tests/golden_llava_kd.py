@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from distilvlm.losses import Objective, gram, linear_distillation
 from distilvlm.losses.divergences import DIVERGENCES
 from distilvlm.losses.relation import relation_matrix
-from tests.golden_cases import GoldenCase
+from tests.golden_cases import GoldenCase, near
 
 VALUES, RELATION, GRADIENTS = 1e-5, 3e-6, 1e-6  # absolute
 TERMS = {"text": "ce", "response": "kl_res", "visual": "kl_vis", "relation": "rel"}
@@ -277,10 +277,3 @@ def rows_of_function(student: Tensor, teacher: Tensor, divergence: str) -> Tenso
     infinite = student.isinf() | teacher.isinf()
     log_student, log_teacher = (z.log_softmax(-1).masked_fill(infinite, -1e4) for z in (student, teacher))
     return DIVERGENCES[divergence](log_student, log_teacher)[0]
-
-
-def near(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    actual, expected = actual.detach().double(), expected.detach().double()
-    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    worst = float((actual - expected).abs().max()) if actual.numel() else 0.0
-    assert worst <= tolerance, f"{what} differs by {worst:.2e}, more than {tolerance:.0e}"
