@@ -32,32 +32,34 @@ def as_table(evaluations: Mapping[str, Evaluation], *, against: str | None = Non
 
 
 def figure_table(evaluations: Mapping[str, Evaluation], *, against: str | None = None, title: str = "") -> Table:
-    """The same for a measure of many figures: one column per evaluation, one row per figure, categories below.
+    """The same for a measure of many figures: below each figure a row per evaluation; categories follow.
 
-    `against` names the column to which the first one is compared, paired, in a last column.
+    `against` names the row that the first one is compared with, paired, in a last column.
     Raises ValueError when it is none of them, or when it asked other questions.
     """
     _check(evaluations, against)
-    first = next(iter(evaluations.values()))
+    name, first = next(iter(evaluations.items()))
+    measure = first.measure
     caption = f"shares in %; in brackets {_caption(evaluations)}"
     drawn = Table(title=title or None, caption=caption, caption_justify="left", title_justify="left")
-    drawn.add_column(f"{first.n:,} answers")
-    for name in evaluations:
-        drawn.add_column(name, justify="right", overflow="fold")
+    for column in (f"{first.n:,} answers", "of"):
+        drawn.add_column(column, overflow="fold")
+    drawn.add_column("", justify="right", no_wrap=True)
     if against is not None:
-        drawn.add_column(f"against {against}", justify="right")
-    for figure in first.measure.figures:
-        cells = [figure.title, *(figure.cell(one.figures[figure.name]) for one in evaluations.values())]
-        if against is not None:
-            cells.append(figure.cell(difference(first, evaluations[against], figure.name), "+"))
-        drawn.add_row(*cells)
-    main = first.measure.main
-    if first.categories:
+        drawn.add_column(f"minus {against}", justify="right", no_wrap=True)
+    for figure in measure.figures:
+        gap = "" if against is None else figure.cell(difference(first, evaluations[against], figure.name), "+")
+        for who, one in evaluations.items():
+            cells = [figure.title if who == name else "", who, figure.cell(one.figures[figure.name])]
+            drawn.add_row(*cells, *([] if against is None else [gap if who == name else ""]))
         drawn.add_section()
+    main = measure.main
     for category in first.categories:
-        shown: list[Figures] = [one.categories.get(category, {}) for one in evaluations.values()]
-        cells = [f"{main.title}, {category}", *(main.cell(figures.get(main.name)) for figures in shown)]
-        drawn.add_row(*cells)
+        shown: dict[str, Figures] = {who: one.categories.get(category, {}) for who, one in evaluations.items()}
+        for who, figures in shown.items():
+            head = f"{main.title}, {category}" if who == name else ""
+            drawn.add_row(head, who, main.cell(figures.get(main.name)))
+        drawn.add_section()
     return drawn
 
 

@@ -101,7 +101,7 @@ FIGURES = (
     ),
     Figure(
         "unclear",
-        "unclear answers",
+        "unclear",
         lambda one: (one.details["unclear"], 1),
         better="lower",
         about="Counted as yes, as POPE does, only because they say no “no”.",
@@ -109,7 +109,7 @@ FIGURES = (
     ),
     Figure(
         "empty",
-        "empty answers",
+        "empty",
         lambda one: (one.details["said"] is None, 1),
         better="lower",
         about="Without a word: neither yes nor no, and wrong.",
