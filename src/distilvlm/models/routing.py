@@ -18,7 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+
+from .experts import IMPLEMENTATION
 
 SecondExpert = Literal["argmax", "gumbel"]
 
@@ -129,7 +132,8 @@ def routers(model: nn.Module) -> list[Router]:
 
 
 def install(model: nn.Module, second_expert: SecondExpert = "argmax", capacity: float | None = None) -> list[Router]:
-    """Put a `Router` into every stock sparse block that has none yet, and set how it chooses in training."""
+    """Put a `Router` into every stock sparse block that has none yet, and set how it chooses in training; experts
+    multiply by `experts.forward`."""
     for block in model.modules():
         if isinstance(block, Qwen2MoeSparseMoeBlock) and not isinstance(block.gate, Router):
             if not block.gate.norm_topk_prob:
@@ -141,6 +145,8 @@ def install(model: nn.Module, second_expert: SecondExpert = "argmax", capacity: 
     found = routers(model)
     for router in found:
         router.second_expert, router.capacity = second_expert, capacity
+    if found and isinstance(model, PreTrainedModel):
+        model.set_experts_implementation(IMPLEMENTATION)
     return found
 
 
