@@ -73,9 +73,21 @@ class Asking:
             on_bad_row=self.on_bad_row,
         )
 
+    def source(self, data: Path | Sequence[Path], answers: Path | Sequence[Path] | None) -> dict[str, Any]:
+        """What JSON says of where the answers come from."""
+
+        def names(paths: Path | Sequence[Path]) -> str | list[str]:
+            return str(paths) if isinstance(paths, Path) else [str(path) for path in paths]
+
+        whose = {"answers": names(answers)} if self.model is None and answers else {"model": self.model}
+        return {**whose, "data": names(data)}
+
     def called(self, answers: Path | Sequence[Path] | None) -> str:
-        """The model's name in a table."""
-        return self.model if self.model is not None else file_name(answers)
+        """The model's name in a table: of RUN/model that of the run."""
+        if self.model is None:
+            return file_name(answers)
+        path = Path(self.model)
+        return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def file_name(answers: Path | Sequence[Path] | None, taken: Mapping[str, Any] | None = None) -> str:
@@ -151,7 +163,7 @@ def scored(asked: Asked, given: Mapping[str, Sequence[str]], measures: Mapping[s
 def tell(
     rows: Mapping[str, Evaluation],
     against: str | None,
-    data: Path | Sequence[Path],
+    source: Mapping[str, Any],
     out: Path | None,
     as_json: bool,
     title: str = "",
@@ -165,7 +177,7 @@ def tell(
     if not as_json:
         Console().print(figure_table(rows, against=against, title=title))
         return
-    told: dict[str, Any] = {"model": name, "data": str(data) if isinstance(data, Path) else [str(one) for one in data]}
+    told = dict(source)
     told |= ({"judge": title} if title else {}) | first.summary()
     told["others"] = {other: evaluation.summary() for other, evaluation in rows.items() if other != name}
     if against is not None:

@@ -76,7 +76,7 @@ def polling(
     if against:
         given[file_name(against, given)] = read_each(against, files) or []
     rows = scored(asked, given, dict.fromkeys(given, POLLING))
-    tell(rows, list(given)[-1] if against else "always-yes", data, out, as_json)
+    tell(rows, list(given)[-1] if against else "always-yes", asking.source(data, answers), out, as_json)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def captions(
         given[file_name(against, given)] = read_each(against, [asked]) or []
     measure = measure_of(table, references=references)
     rows = scored(asked, given, dict.fromkeys(given, measure))
-    tell(rows, list(given)[-1] if against else None, file, out, as_json)
+    tell(rows, list(given)[-1] if against else None, asking.source(file, answers), out, as_json)
 
 
 @app.command()
@@ -155,7 +155,7 @@ def mmhal(
     cases, said = judging.rate(asked, predictions, table)
     name = asking.called(answers)
     rows = scored(asked, {name: predictions}, {name: ratings(cases, said)})
-    tell(rows, None, file, out, as_json, f"judged by {judging.name}")
+    tell(rows, None, asking.source(file, answers), out, as_json, f"judged by {judging.name}")
 
 
 @app.command()
@@ -202,4 +202,4 @@ def objhal(
     cases, said = judging.name_objects(asked, predictions, table)
     measure = measure_of(table, references=references, finder=named_by(cases, said, table))
     rows = scored(asked, {name: predictions}, {name: measure.led_by("response_rate", "mention_rate", "coverage")})
-    tell(rows, None, file, out, as_json, f"objects named by {judging.name}")
+    tell(rows, None, asking.source(file, answers), out, as_json, f"objects named by {judging.name}")

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from distilvlm.evaluate.report import Evaluation, Figures, difference
+from distilvlm.evaluate.measures import Figure
+from distilvlm.evaluate.metrics import Interval
+from distilvlm.evaluate.report import Evaluation, difference
 
 
 def as_table(evaluations: Mapping[str, Evaluation], *, against: str | None = None, title: str | None = None) -> Table:
@@ -39,27 +41,31 @@ def figure_table(evaluations: Mapping[str, Evaluation], *, against: str | None =
     """
     _check(evaluations, against)
     name, first = next(iter(evaluations.items()))
-    measure = first.measure
+    several = len(evaluations) > 1
     caption = f"shares in %; in brackets {_caption(evaluations)}"
     drawn = Table(title=title or None, caption=caption, caption_justify="left", title_justify="left")
-    for column in (f"{first.n:,} answers", "of"):
-        drawn.add_column(column, overflow="fold")
-    drawn.add_column("", justify="right", no_wrap=True)
+    drawn.add_column(f"{first.n:,} answers")
+    if several:
+        drawn.add_column("of", overflow="fold")
+    drawn.add_column("" if several else name, justify="right", no_wrap=several, overflow="fold")
     if against is not None:
         drawn.add_column(f"minus {against}", justify="right", no_wrap=True)
-    for figure in measure.figures:
+
+    def block(head: str, figure: Figure, values: Mapping[str, Interval | None], gap: str = "") -> None:
+        for who, value in values.items():
+            cells = [head if who == name else "", *([who] if several else []), figure.cell(value)]
+            drawn.add_row(*cells, gap if who == name else "") if against is not None else drawn.add_row(*cells)
+        if several:
+            drawn.add_section()
+
+    for figure in first.measure.figures:
         gap = "" if against is None else figure.cell(difference(first, evaluations[against], figure.name), "+")
-        for who, one in evaluations.items():
-            cells = [figure.title if who == name else "", who, figure.cell(one.figures[figure.name])]
-            drawn.add_row(*cells, *([] if against is None else [gap if who == name else ""]))
-        drawn.add_section()
-    main = measure.main
+        block(figure.title, figure, {who: one.figures[figure.name] for who, one in evaluations.items()}, gap)
+    drawn.add_section()
+    main = first.measure.main
     for category in first.categories:
-        shown: dict[str, Figures] = {who: one.categories.get(category, {}) for who, one in evaluations.items()}
-        for who, figures in shown.items():
-            head = f"{main.title}, {category}" if who == name else ""
-            drawn.add_row(head, who, main.cell(figures.get(main.name)))
-        drawn.add_section()
+        shown = {who: one.categories.get(category, {}).get(main.name) for who, one in evaluations.items()}
+        block(f"{main.title}, {category}", main, shown)
     return drawn
 
 
