@@ -105,7 +105,7 @@ def test_label_smoothing_is_the_loss_of_some_pairs_the_wrong_way_round():
 def test_rated_answers_are_the_halves_of_pairs():
     chosen, rejected, ref_chosen, ref_rejected = pairs()
     z0, good = torch.tensor(0.4, dtype=torch.float64), torch.ones(5, dtype=torch.bool)
-    weights = {"desirable": 1.5, "undesirable": 0.5}
+    weights: dict[str, Any] = {"desirable": 1.5, "undesirable": 0.5}
     both = losses_of(pairs(), z0=(z0, z0), **weights)
     torch.testing.assert_close(rated(chosen, ref_chosen, good, z0, **weights), both[:5])
     torch.testing.assert_close(rated(rejected, ref_rejected, ~good, z0, **weights), both[5:])
