@@ -7,12 +7,18 @@ model = distilvlm.load(path)
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distilvlm.models.save import load
     from distilvlm.runs.execute import run
     from distilvlm.runs.plan import plan
+
+# On a CPU, oneDNN and torch's bridge to it each keep the kernels and buffers of the last 1,024 shapes that they have met:
+# a gigabyte where lengths vary, and more with every run in the process. An update has a few dozen shapes.
+for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_variable, "64")
 
 __version__ = "0.1.0"
 __all__ = ["load", "plan", "run"]
