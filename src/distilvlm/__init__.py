@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distilvlm.runs.execute import run
     from distilvlm.runs.plan import plan
 
-# On a CPU, oneDNN and torch's bridge to it each keep the kernels and buffers of the last 1,024 shapes that they have met:
+# On a CPU, oneDNN and torch's bridge to it each keep kernels and buffers of the last 1,024 shapes that they have met:
 # a gigabyte where lengths vary, and more with every run in the process. An update has a few dozen shapes.
 for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_variable, "64")
