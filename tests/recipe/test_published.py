@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
-from distilvlm.recipe import Recipe, StageSpec, dump_recipe, load_recipe
+from distilvlm.recipe import Departure, Recipe, StageSpec, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-COMPARISONS = ["photos"]  # lists of runs, each with a recipe of its own; see tests/compare
+COMPARISONS = ["photos", "llava-mod-small"]  # lists of runs, each with a recipe of its own; see tests/compare
 FILES = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.stem not in COMPARISONS]
 PUBLISHED = ["llava-kd", "llava-kd-teacher", "pt-sft", "pt-sft-sft"]
 CAPTIONS, INSTRUCTIONS = 558_128, 665_298
@@ -133,3 +134,44 @@ def test_the_fair_control_makes_as_many_updates_as_the_distilled_student() -> No
     distilled, control = load("llava-kd"), load("pt-sft-sft")
     counts = [[updates(recipe, stage) for stage in recipe.stages] for recipe in (distilled, control)]
     assert counts[0] == counts[1]
+
+
+# LLaVA-MoD: specification §2.1
+
+
+def test_llava_mod_has_the_published_stages() -> None:
+    recipe = load("llava-mod")
+    assert [stage.name for stage in recipe.stages] == ["init", "d2d", "d2s", "pd"]
+    init, d2d, d2s, pd = recipe.stages
+    assert [stage.loss.weights for stage in recipe.stages] == [
+        {"text": 1.0},
+        {"response": 1.0},
+        {"text": 1.0, "response": 1.0, "balance": 0.01},
+        {"balance": 0.01, "preference": 1.0},
+    ]
+    assert (pd.loss.preference_kind, pd.loss.beta) == ("kto", 0.1)
+    assert init.train == ["projector"] and d2d.train == ["projector", "language"]
+    assert d2s.train == pd.train == ["projector", "language.feed_forward", "language.router"]
+    how = d2s.upcycles
+    assert how is not None and (how.experts, how.top_k, how.layers) == (4, 2, "even")
+    assert [stage.optim.lr for stage in recipe.stages] == [1e-4, 2e-5, 2e-5, 2e-6]
+    assert [stage.optim.batch for stage in recipe.stages] == [512, 256, 256, 256]
+    assert all(stage.optim.betas == (0.9, 0.98) and stage.reference == [] for stage in recipe.stages)
+    assert recipe.pictures.geometry == "pad" and recipe.data["preferences"].rows == 83_132
+
+
+def test_llava_mods_code_is_a_preset() -> None:
+    recipe = load("llava-mod", "preset=qwen2-0.5b,code")
+    assert [stage.optim.lr for stage in recipe.stages] == [1e-3, 2e-5, 2e-5, 2e-6]
+    assert [stage.optim.batch for stage in recipe.stages] == [256, 128, 128, 128]  # on 16 GPUs
+    assert all(stage.optim.betas == (0.9, 0.999) and stage.optim.epochs == 1 for stage in recipe.stages)
+    switches = {switch for stage in recipe.stages for switch in stage.reference}
+    assert switches == {*typing.get_args(Departure)}
+    assert recipe.student.language is not None and recipe.student.language.source == "Qwen/Qwen2-0.5B"
+
+
+def test_llava_mods_teacher_is_llava_1_5_with_qwen2() -> None:
+    recipe = load("llava-mod-teacher")
+    assert [(s.name, s.optim.lr, s.optim.batch) for s in recipe.stages] == [("pt", 1e-3, 256), ("sft", 2e-5, 128)]
+    assert (recipe.data["captions"].rows, recipe.data["instructions"].rows) == (CAPTIONS, INSTRUCTIONS)
+    assert recipe.student.language is not None and recipe.student.language.source == "Qwen/Qwen2-7B"
