@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 RECORDS = 256
 """Records of one file: what a killed run computes again, at most."""
 
+BYTES = 134
+"""Of a record in the store, about."""
+
 
 class References:
     """What a teacher thinks of preference records.
@@ -65,6 +68,7 @@ class References:
         """
         keys = [data.preference_key(index) for index in range(len(data))]
         known = self._kept()
+        wait()  # nobody writes before everybody has read: each would leave out other records
         first: dict[str, int] = {}  # a record that comes twice is looked at once
         for index, key in enumerate(keys):
             first.setdefault(key, index)
