@@ -83,7 +83,7 @@ class Usage(NamedTuple):
 
 def test_disk(look: Examine, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, student, _, data, _ = material(place)
-    needed = disk.run_bytes(recipe, student, data)
+    needed = disk.run_bytes(recipe, {name: student for name in data}, data)
     sizes = {
         name: sum(p.numel() for p in parameters_of(student.model, name).values()) for name in ("projector", "language")
     }

@@ -1,11 +1,13 @@
 """What a stage costs: memory, time and disk, estimated before it runs and measured while it does."""
 
+from .look import Look
 from .meter import Measured, Meter
 from .numbers import as_bytes, as_seconds
 from .side_by_side import compare, line, load, record
 from .stages import StageCost, estimate, this_machine
 
 __all__ = [
+    "Look",
     "Measured",
     "Meter",
     "StageCost",

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distilvlm.losses.objective import Objective
+from distilvlm.models.upcycle import upcycled_layers
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe.schema import TERMS
 
 POSITION = 420
 """`position.json` and `manifest.json` of a finished stage, about."""
@@ -41,7 +43,7 @@ def of_stage(
     keep: int,
     last: bool,
 ) -> Disk:
-    """What a stage of `updates` updates writes; `vlm` may be without weights."""
+    """What a stage of `updates` updates writes; `vlm` is the student as it trains, and may be without weights."""
     final = safetensors_bytes(trained) + POSITION
     states = safetensors_bytes(trained) + 2 * sum(4 * p.numel() for p in trained.values()) + 300 * len(trained) + 6_000
     # The newest is written before the oldest is removed.
@@ -54,7 +56,7 @@ def of_stage(
         model = safetensors_bytes(dict(vlm.model.named_parameters())) + added * (1 if tied else 2) + EXPORTED
         if vlm.tokenizer is not None:
             model += len(vlm.tokenizer.backend_tokenizer.to_str(pretty=True).encode())  # pyright: ignore
-    return Disk(final, (updates or 0) * _event_bytes(objective), model, held * states)  # pyright: ignore
+    return Disk(final, (updates or 0) * _event_bytes(objective, vlm), model, held * states)  # pyright: ignore
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -69,6 +71,13 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
     return 8 + -(-length // 8) * 8 + at
 
 
-def _event_bytes(objective: Objective) -> int:
-    terms = [n for n in ("text", "response", "visual", "relation") if getattr(objective, n)]
-    return 212 + sum(len(name) + 25 for name in terms)
+def _event_bytes(objective: Objective, vlm: VLM) -> int:
+    """Of an update: its terms, what is watched of a preference loss, and of every sparse layer."""
+    names = [name for name in TERMS if getattr(objective, name)]
+    if objective.preference:
+        rewards = ["chosen_reward", "rejected_reward"] if objective.preference_kind != "kto_unpaired" else ["z0"]
+        names += [*rewards, "preference_accuracy"]
+    layers = len(upcycled_layers(vlm.model.config))
+    experts = getattr(vlm.model.config.get_text_config(), "num_experts", 0)
+    routing = 15 + layers * (52 + 22 * experts) if layers else 0
+    return 212 + sum(len(name) + 25 for name in names) + routing

@@ -1,30 +1,31 @@
 """Peak memory of a stage's tensors, found by running its own code on tensors that have a size but no memory.
 
 A micro-batch runs on scale models (see `scale.py`) of fake tensors, while every storage that is allocated and freed is
-counted. What each phase holds at most grows by the same amount with every block and every row of the loss head, so two
-sizes of each tell the whole. Exact for tensors; what an allocator adds is not in it.
+counted. What each phase holds at most grows by the same amount with every block of a kind and every row of the loss
+head, so two sizes of each tell the whole. Exact for tensors; what an allocator adds is not in it.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distilvlm.data import Batch
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward
+from distilvlm.models.stages import Choosing
 from distilvlm.models.vlm import VLM
 
-from .scale import Make, depth, scale_model, train_only, trained
-from .step import Step, cut_rows
+from .scale import Lines, Make, depth, lines, scale_model, train_only, trained
+from .step import Step, cut_rows, features_like
 
 ROWS = (256, 384)
 """Rows of the loss head that are run: the first fills its chunk, so that the difference is what a row adds."""
@@ -34,8 +35,8 @@ ROWS = (256, 384)
 class Situation:
     """What decides a stage's memory; `student` and `teacher` are only read and may be without weights."""
 
-    student: VLM
-    teacher: VLM | None
+    student: VLM  # as the stage trains it: sparse behind an upcycle
+    teacher: VLM | None  # that gives targets in every step
     teacher_dtype: torch.dtype
     trains: tuple[str, ...]
     objective: Objective
@@ -45,6 +46,11 @@ class Situation:
     accumulates: bool  # more than one micro-batch per update
     autocast: torch.dtype | None
     checkpointing: bool
+    choosing: Choosing = ("argmax", None)  # of a sparse student's routers
+
+
+Watch = Callable[[Situation, FakeTensorMode, Sequence[int], int, Sequence[int], Batch], dict[str, int]]
+"""Runs a micro-batch on so many layers, blocks of the tower and layers of the teacher: phase -> bytes."""
 
 
 class Live(TorchDispatchMode):
@@ -61,7 +67,8 @@ class Live(TorchDispatchMode):
         self.peak = self.bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        stand_in = _STAND_INS.get(func) if any(isinstance(value, FakeTensor) for value in args) else None
+        result = (stand_in or func)(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf, counts=True)
@@ -85,41 +92,54 @@ class Live(TorchDispatchMode):
 def phases(situation: Situation) -> dict[str, int]:
     """Most bytes held in each phase of a micro-batch ('vision', 'teacher', 'forward', 'backward'), beyond weights,
     optimiser and the batch; gradients of what trains are included."""
-    layers, blocks = depth(situation.student)
-    teacher_layers = 0 if situation.teacher is None else depth(situation.teacher)[0]
+    return _extrapolated(situation, _watch)
+
+
+def looking(situation: Situation, teacher: VLM) -> int:
+    """Most bytes held while a teacher gives log-probabilities to the answers of a micro-batch, beyond weights and the
+    batch."""
+    alone = replace(situation, student=teacher, teacher=None, vision_trains=False)
+    return max(_extrapolated(alone, _watch_looking).values())
+
+
+def _extrapolated(situation: Situation, watch: Watch) -> dict[str, int]:
+    blocks = depth(situation.student)[1]
+    # Not from one block: what comes and goes between two has its most only where there are two.
+    students = lines(situation.student, 2)
+    teachers: Lines = [([], 1.0)] if situation.teacher is None else lines(situation.teacher, 2)
     batch = situation.batch
     rows = max(1, situation.objective.rows(batch.response_rows, batch.visual_rows).numel())
     few = min(1.0, 8 / rows)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def at(language: int, vision: int, share: float) -> dict[str, int]:
-        depths = min(language, layers), min(vision, blocks), min(language, teacher_layers)
-        return _watch(situation, mode, *depths, cut_rows(batch, share))
+    def at(
+        share: float, student: list[int] = students[0][0], vision: int = 1, teacher: list[int] = teachers[0][0]
+    ) -> dict[str, int]:
+        return watch(situation, mode, student, vision, teacher, cut_rows(batch, share))
 
-    # Not from one block: what comes and goes between two has its most only where there are two.
-    small, tall = at(2, 1, few), at(3, 1, few)
-    wide = at(2, 2, few) if situation.computes_vision or situation.vision_trains else small
+    small = at(few)
+    wide = at(few, vision=2) if situation.computes_vision or situation.vision_trains else small
     shares = [min(1.0, count / rows) for count in ROWS]
-    full = at(2, 1, shares[0])
-    more = at(2, 1, shares[1]) if shares[1] > shares[0] else full
+    full = at(shares[0])
+    more = at(shares[1]) if shares[1] > shares[0] else full
     per_row = {n: (more[n] - full[n]) / max(1e-9, (shares[1] - shares[0]) * rows) for n in full}
-    deeper = {name: teacher_layers if name == "teacher" else layers for name in full}
-    return {
-        name: round(
-            full[name]
-            + max(0, deeper[name] - 2) * (tall[name] - small[name])
-            + (blocks - 1) * (wide[name] - small[name])
-            + (1 - shares[0]) * rows * per_row[name]
-        )
+    found = {
+        name: full[name] + (blocks - 1) * (wide[name] - small[name]) + (1 - shares[0]) * rows * per_row[name]
         for name in full
     }
+    for further in range(1, max(len(students), len(teachers))):
+        ours, theirs = (cut[further] if further < len(cut) else (cut[0][0], 0.0) for cut in (students, teachers))
+        tall = at(few, ours[0], 1, theirs[0])
+        for name in found:
+            found[name] += (theirs if name == "teacher" else ours)[1] * (tall[name] - small[name])
+    return {name: round(value) for name, value in found.items()}
 
 
 def _watch(
-    s: Situation, mode: FakeTensorMode, language: int, vision: int, teacher: int, batch: Batch
+    s: Situation, mode: FakeTensorMode, language: Sequence[int], vision: int, teacher: Sequence[int], batch: Batch
 ) -> dict[str, int]:
     make = _fake(mode)
-    student = scale_model(s.student, language, vision, make)
+    student = scale_model(s.student, language, vision, make, choosing=s.choosing)
     guide = None if s.teacher is None else scale_model(s.teacher, teacher, 1, make, s.teacher_dtype)
     members = trained(student.model, s.trains)
     train_only(student.model, members)
@@ -137,6 +157,7 @@ def _watch(
         batch = replace(batch, **given)
     step = Step(student, guide, s.objective, batch, s.autocast, torch.device("cpu"))
     grams = step.grams()
+    theirs = None if guide is None else features_like(s.batch, guide)
     found: dict[str, int] = {}
     live = Live([*weights, *(g for g in grams if g is not None), canvas])
     phase = "vision"
@@ -153,13 +174,65 @@ def _watch(
                     parameter.grad = torch.empty_like(parameter)
         if s.computes_vision and not s.vision_trains and batch.features is not None:
             step.batch = replace(step.batch, features=step.vision(canvas))
-        if s.vision_trains and guide is not None and batch.pictures is not None:
+        if theirs is not None and theirs.numel() and (s.vision_trains or theirs.shape != pictures.shape):
             # The teacher's own tower makes its features, without a graph.
-            step.teacher_features = make(pictures)
+            step.teacher_features = make(theirs)
         step.run(grams, mark)
         found[phase] = live.peak
     del step
     return found
+
+
+def _watch_looking(
+    s: Situation, mode: FakeTensorMode, language: Sequence[int], vision: int, _: Sequence[int], batch: Batch
+) -> dict[str, int]:
+    make = _fake(mode)
+    teacher = scale_model(s.student, language, vision, make, s.teacher_dtype)
+    teacher.model.requires_grad_(False)
+    features = make(features_like(batch, teacher)) if batch.has_pictures else None
+    pictures, size = 0 if features is None else features.shape[0], teacher.layout.size
+    canvas = make(torch.empty(pictures, 3, size, size, dtype=torch.uint8))
+    step = Step(teacher, teacher, s.objective, replace(batch, features=features), s.autocast, torch.device("cpu"))
+    with Live([*teacher.model.parameters(), *teacher.model.buffers(), canvas]) as live:
+        if s.computes_vision and features is not None:
+            step.batch = replace(step.batch, features=step.vision(canvas))
+        hidden = step.targets()
+        assert hidden is not None
+        with torch.no_grad(), step.cast():
+            step.log_probabilities(hidden, forward.head_weight(teacher.model))
+    return {"look": live.peak}
+
+
+def _grouped(a: Tensor, b: Tensor, offsets: Tensor | None = None, *_: object, **__: object) -> Tensor:
+    """What products of experts give: torch (2.13) knows their shapes in a GPU's bf16 only.
+
+    a, b: [rows, d] and [groups, d, n], or [d, rows] and [rows, n], whose rows are grouped by `offsets`.
+    """
+    if b.ndim == 3:
+        return a.new_empty(a.shape[0], b.shape[2])
+    assert offsets is not None
+    return a.new_empty(offsets.shape[0], a.shape[0], b.shape[1])
+
+
+def _added(sums: Tensor, dim: int, index: Tensor, values: Tensor, **_: object) -> Tensor:
+    """Log-probabilities of answers decide which rows the loss head works on, so they must have values: those of real
+    sums stay as they are."""
+    return sums if not isinstance(sums, FakeTensor) else torch.ops.aten.index_add_.default(sums, dim, index, values)
+
+
+def _evenly(chosen: Tensor, _: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """How many tokens each expert serves, which decides on shapes: as many each."""
+    counts = torch.full((minlength,), chosen.numel() // minlength)
+    counts[: chosen.numel() % minlength] += 1
+    return counts
+
+
+_STAND_INS: dict[Any, Any] = {
+    torch.ops.aten.bincount.default: _evenly,
+    torch.ops.aten._grouped_mm.default: _grouped,
+    torch.ops.aten.index_add_.default: _added,
+}
+"""What fake tensors cannot do, or would lose."""
 
 
 def parameter_bytes(model: nn.Module, dtype: torch.dtype) -> int:

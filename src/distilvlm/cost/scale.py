@@ -1,6 +1,7 @@
-"""A model's scale model: one or two blocks of each kind at full width, of real tensors or of ones without memory.
+"""A model's scale model: a few blocks of each kind at full width, of real tensors or of ones without memory.
 
-A layer always fits, so what a whole model costs can be found on a machine that cannot hold it.
+A layer always fits, so what a whole model costs can be found on a machine that cannot hold it. A language model may
+have layers of several kinds (a sparse student has two); `lines` says which few of them tell of all.
 """
 
 from __future__ import annotations
@@ -9,17 +10,23 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from distilvlm.models import parts
-from distilvlm.models.language import cut_config
+from distilvlm.models import parts, routing
+from distilvlm.models.language import cut_config, layer_kinds
+from distilvlm.models.stages import Choosing
 from distilvlm.models.vlm import VLM
 
 Make = Callable[[Tensor], Tensor]
 """A tensor of the meta device -> one of its shape and dtype."""
+
+
+Lines = list[tuple[list[int], float]]
+"""Layers to keep, and how often their cost counts: the sum over all entries is the whole model's."""
 
 
 def depth(vlm: VLM) -> tuple[int, int]:
@@ -28,13 +35,51 @@ def depth(vlm: VLM) -> tuple[int, int]:
     return config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers  # pyright: ignore
 
 
-def scale_model(vlm: VLM, language: int, vision: int, make: Make, dtype: torch.dtype = torch.float32) -> VLM:
-    """A Llava like `vlm` of so many blocks, whose every tensor was made by `make`; `vlm` is only read.
+def lines(vlm: VLM, least: int) -> Lines:
+    """What is to be run to learn the cost of all language layers, which grows in a straight line with every layer of a
+    kind: the smallest cut first.
+
+    The layers are taken in rounds of one of each kind, as long as a kind has some left. The first rounds, of at least
+    `least` layers, are the base; each further sort of round is run once on top of it.
+    """
+    by_kind: dict[str, list[int]] = {}
+    for layer, kind in enumerate(layer_kinds(vlm.model.config.text_config)):  # pyright: ignore
+        by_kind.setdefault(kind, []).append(layer)
+    rounds = [
+        [members[place] for members in by_kind.values() if place < len(members)]
+        for place in range(max(map(len, by_kind.values())))
+    ]
+    base: list[int] = []
+    while rounds and len(base) < least:
+        base += rounds.pop(0)
+    found: Lines = [(sorted(base), 1.0)]
+    for _, alike in groupby(rounds, key=len):
+        first, *others = alike
+        count = 1.0 + len(others)
+        found[0] = (found[0][0], found[0][1] - count)
+        found.append((sorted(base + first), count))
+    return found
+
+
+def scale_model(
+    vlm: VLM,
+    language: Sequence[int],
+    vision: int,
+    make: Make,
+    dtype: torch.dtype = torch.float32,
+    choosing: Choosing = ("argmax", None),
+) -> VLM:
+    """A Llava like `vlm` whose every tensor was made by `make`; `vlm` is only read.
 
     Nothing is drawn or loaded: values are the maker's. Tied weights stay one tensor.
+
+    Args:
+        language: the layers of the language model that stay.
+        vision: blocks of the tower.
+        choosing: of a sparse model's routers.
     """
     config = copy.deepcopy(vlm.model.config)
-    config.text_config = cut_config(config.text_config, range(language))  # pyright: ignore
+    config.text_config = cut_config(config.text_config, language)  # pyright: ignore
     config.vision_config.num_hidden_layers = vision  # pyright: ignore
     config.vision_feature_layer = -1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -49,6 +94,7 @@ def scale_model(vlm: VLM, language: int, vision: int, make: Make, dtype: torch.d
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = make(buffer)
+    routing.install(model, *choosing)
     return VLM(model.eval(), vlm.tokenizer, replace(vlm.layout, layer=-1), vlm.image_id)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from distilvlm.data import Batch, Order, StageData
-from distilvlm.data.batch import IGNORED, SampleKey
+from distilvlm.data.batch import CHOSEN, IGNORED, MISMATCHED, REJECTED, SampleKey
 from distilvlm.data.collate import collate
 from distilvlm.data.problems import RowError
 from distilvlm.data.sample import Sample, stand_in
@@ -42,6 +42,7 @@ class Shapes:
     largest: Batch
     pictures: int | None  # distinct pictures that the stage reads, for kept features
     total: int | None  # updates of the stage
+    samples: int | None  # of the stage's data
     assumed: str | None = None  # what stands in for data that is not here
 
 
@@ -74,15 +75,20 @@ def of_stage(
     if data is None:
         kinds = [ASSUMED[recipe.data[name].template] for name in stage.data]
         sample = _assumed(student, width, *max(kinds, key=sum), stage.max_length)
+        if objective.preference:
+            other = MISMATCHED if objective.preference_kind == "kto_unpaired" else REJECTED
+            sample = replace(sample, role=CHOSEN, second=replace(sample, role=other))
         own = -(-stage.optim.batch // world)
-        batch = collate([sample] * min(micro_batch, own))
+        together = min(micro_batch, own)
+        batch = collate([sample] * together)
         updates = stage.optim.updates
         if updates is None and samples is not None:
             updates = Order(samples, stage.optim.batch, 0, "").total_updates(stage.optim.epochs)
         text = len(sample.input_ids) - student.layout.placeholders
-        counts = [size(batch)] * (own // batch.samples)
-        assumed = f"its data is not here: every row is taken for one picture and {text} positions of text"
-        return Shapes([counts], batch, batch, None, updates, assumed)
+        counts = [size(batch)] * (own // together)
+        answers = ", with each of its two answers" if objective.preference else ""
+        assumed = f"its data is not here: every row is taken for one picture and {text} positions of text{answers}"
+        return Shapes([counts], batch, batch, None, updates, samples, assumed)
 
     order = stage_order(recipe, index, data)
     total = order.total_updates(stage.optim.epochs, stage.optim.updates)
@@ -91,16 +97,17 @@ def of_stage(
     made: list[list[Batch]] = []
     for number in numbers:
         groups = shares([at for _, at in order.update(number)], world, micro_batch)[0]
-        made.append([collate([_sample(data, student, width, at) for at in group]) for group in groups])
+        made.append([collate([_sample(data, width, at) for at in group]) for group in groups])
     batches = sorted((batch for update in made for batch in update), key=size)
     group = _largest_group(data, order, total, world, micro_batch)
-    largest = max([collate([_sample(data, student, width, at) for at in group]), batches[-1]], key=size)
+    largest = max([collate([_sample(data, width, at) for at in group]), batches[-1]], key=size)
     return Shapes(
         updates=[[size(batch) for batch in update] for update in made],
         typical=batches[len(batches) // 2],
         largest=largest,
         pictures=_distinct_pictures(data, order, total),
         total=total,
+        samples=len(data),
     )
 
 
@@ -108,11 +115,11 @@ def mean_and_median(per_update: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(per_update), statistics.median(per_update)
 
 
-def _sample(data: StageData, student: VLM, width: int, index: int) -> Sample:
+def _sample(data: StageData, width: int, index: int) -> Sample:
     record = data.record(index)
-    pictures = len(record.images)
+    features = torch.zeros(len(record.images), data.placeholders, width) if record.images else None
     try:
-        return data.assemble(index, features=torch.zeros(pictures, data.placeholders, width) if pictures else None)
+        return data.assemble(index, features=features)
     except RowError:  # the run's own check names it; a stand-in of one token is what quarantine makes of it
         return stand_in(record, data.placeholders)
 

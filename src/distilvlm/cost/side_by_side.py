@@ -43,6 +43,7 @@ def record(costs: Sequence[StageCost], measured: Mapping[str, Measured]) -> dict
                 "estimate": {name: getattr(cost, name) for name in FIELDS},
                 "measured": asdict(measured[cost.stage]) if cost.stage in measured else None,
                 "parts": {"memory": cost.memory, "time": cost.time, "disk": cost.disk},
+                "look": None if cost.look is None else asdict(cost.look),
                 "notes": list(cost.notes),
             }
             for cost in costs

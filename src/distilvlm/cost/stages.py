@@ -14,15 +14,19 @@ from distilvlm.data import StageData, read
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import stage_data
 from distilvlm.models.features import FeatureError, FeatureReader
+from distilvlm.models.stages import choosing, students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
+from distilvlm.teachers.references import BYTES
 from distilvlm.train import objective_of
 
 from . import disk, shapes, timing
-from .memory import Situation, count, parameter_bytes, phases
+from .clock import Clock
+from .look import Look
+from .memory import Situation, count, looking, parameter_bytes, phases
 from .meter import available_bytes, give_back, machine_bytes, resident_bytes
 from .numbers import as_bytes
-from .scale import trained, undisturbed
+from .scale import scale_model, trained, undisturbed
 from .shapes import Shapes
 
 BUDGET = 10.0
@@ -55,6 +59,7 @@ class StageCost:
     disk: dict[str, int] = field(default_factory=dict)  # 'checkpoints' are there only while the stage runs
     updates: int | None = None
     seconds: float | None = None  # the whole stage
+    look: Look | None = None  # of a stage of preferences, before it begins
     fits: bool = True  # in the memory of this machine or card
     notes: tuple[str, ...] = ()
 
@@ -78,7 +83,8 @@ def estimate(
 
     Args:
         recipe: what will be run.
-        student, teacher: only read. A missing teacher leaves the stages that need one without memory and time.
+        student, teacher: only read; the student as the first stage finds it. A missing teacher leaves the stages that
+            need one without memory and time.
         data: stage name -> its data, where that is at hand; otherwise read, or assumed where the files are not here.
         device: where the run trains; default: the one it would choose.
         world: processes that share every update.
@@ -97,15 +103,19 @@ def estimate(
     costs: list[StageCost] = []
     known: dict[str, StageCost] = {}
     looked: dict[str, StageData | None] = {}
+    trained_as = students(recipe, student)
     with undisturbed(place):
-        clock = timing.Clock(place, budget) if measure else None
+        clock = Clock(place, budget) if measure else None
         for index, stage in enumerate(recipe.stages):
             if stage not in chosen:
                 continue
             # Stages that differ in their name and length only cost the same per update.
-            alike = repr((stage.train, stage.loss, stage.data, stage.order, stage.optim.batch, stage.max_length))
+            alike = repr(
+                (stage.train, stage.loss, stage.data, stage.order, stage.optim.batch, stage.max_length, stage.reference)
+            )
+            alike += f" {id(trained_as[stage.name])}"
             try:
-                one = _Stage(recipe, index, student, teacher, place, world, base)
+                one = _Stage(recipe, index, trained_as[stage.name], teacher, place, world, base)
                 one.look(data, looked)
                 one.share = budget / len(chosen)
                 cost = one.cost(clock, known.get(alike))
@@ -117,7 +127,7 @@ def estimate(
 
 
 class _Stage:
-    """One stage, looked at from all sides."""
+    """One stage, looked at from all sides; `student` is as the stage trains it."""
 
     def __init__(
         self, recipe: Recipe, index: int, student: VLM, teacher: VLM | None, device: torch.device, world: int, base: int
@@ -125,8 +135,9 @@ class _Stage:
         self.recipe, self.index, self.spec = recipe, index, recipe.stages[index]
         self.student, self.device, self.world, self.base = student, device, world, base
         self.objective = objective_of(self.spec)
-        self.needs_teacher = self.spec.loss.needs_teacher
+        self.needs_teacher = "teacher.hidden" in self.objective.needs
         self.teacher = teacher if self.needs_teacher else None
+        self.reference = teacher if self.spec.loss.preference else None  # looks at the records before the stage
         self.members = trained(student.model, self.spec.train)
         self.vision_trains = any(
             name.startswith("model.vision_tower.") for part in self.members.values() for name in part
@@ -155,7 +166,7 @@ class _Stage:
             self.recipe, self.index, self.objective, self.student, self.data, samples, self.world
         )
 
-    def cost(self, clock: timing.Clock | None, same: StageCost | None) -> StageCost:
+    def cost(self, clock: Clock | None, same: StageCost | None) -> StageCost:
         spec, recipe = self.spec, self.recipe
         flat = {name: parameter for part in self.members.values() for name, parameter in part.items()}
         written = disk.of_stage(
@@ -178,10 +189,15 @@ class _Stage:
             )
         parts = self._memory(None if same is None else same.memory.get("working"))
         peak = sum(parts.values())
+        look = self._look(clock, same) if spec.loss.preference else None
+        if look is not None and self.reference is None:
+            notes.append("what the teacher's look at the records takes needs the teacher, which is not here yet")
+        most = max(peak, (look and look.peak_memory_bytes) or 0)
         limit = machine_bytes(self.device)
-        fits = limit is None or peak <= limit
+        fits = limit is None or most <= limit
         if not fits and limit is not None:
-            notes.append(f"needs {as_bytes(peak)}, this machine has {as_bytes(limit)}")
+            who = "" if most == peak else "the teacher's look at the records "
+            notes.append(f"{who}needs {as_bytes(most)}, this machine has {as_bytes(limit)}")
         seconds = total = None
         pieces: dict[str, float] = {}
         if clock is not None:
@@ -189,7 +205,7 @@ class _Stage:
                 pieces, seconds = same.time, same.seconds_per_update
                 mean = (same.seconds or 0.0) / max(1, same.updates or 1)
                 total = mean * self.shapes.total if self.shapes.total and same.seconds else None
-            elif reason := self._too_large():
+            elif reason := self._too_large([(self.student, 16), (self.teacher, 8)]):
                 notes.append(reason)
             else:
                 pieces, seconds, mean, how = self._time(clock)
@@ -205,6 +221,7 @@ class _Stage:
             disk=bytes_on_disk,
             updates=self.shapes.total,
             seconds=total,
+            look=look,
             fits=fits,
             notes=tuple(notes),
         )
@@ -225,6 +242,7 @@ class _Stage:
             accumulates=len(self.shapes.updates[0]) > 1,
             autocast=torch.bfloat16 if precision == "bf16" else None,
             checkpointing=self.recipe.machine.gradient_checkpointing,
+            choosing=choosing(self.recipe, self.spec),
         )
 
     def _memory(self, working: int | None) -> dict[str, int]:
@@ -233,19 +251,47 @@ class _Stage:
         if working is None:
             working = max(0, max(phases(situation).values()) - gradients)
         student = parameter_bytes(self.student.model, torch.float32)
-        teacher, teacher_spec = 0, self.recipe.teacher
-        if self.teacher is not None:
-            teacher = parameter_bytes(self.teacher.model, situation.teacher_dtype)
-            # On a CPU the tower's share of a whole checkpoint stays mapped with the rest of its file.
-            mapped = self.device.type == "cpu" and teacher_spec is not None and teacher_spec.source is not None
-            if _shares_vision(self.recipe, self.student, self.teacher) and not mapped:
-                teacher -= parameter_bytes(self.teacher.model.model.vision_tower, situation.teacher_dtype)
+        teacher = 0 if self.teacher is None else self._teacher_bytes(self.teacher, situation.teacher_dtype)
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
         parts |= {"gradients": gradients, "optimiser": 2 * gradients}
         parts |= {"working": working, "data": self._data_bytes(situation)}
         if self.device.type == "cpu":
             parts["allocator"] = round((3 * gradients + working) * (SLACK - 1))
         return parts
+
+    def _teacher_bytes(self, teacher: VLM, dtype: torch.dtype) -> int:
+        spec, held = self.recipe.teacher, parameter_bytes(teacher.model, dtype)
+        # On a CPU the tower's share of a whole checkpoint stays mapped with the rest of its file.
+        mapped = self.device.type == "cpu" and spec is not None and spec.source is not None
+        if _shares_vision(self.recipe, self.student, teacher) and not mapped:
+            held -= parameter_bytes(teacher.model.model.vision_tower, dtype)
+        return held
+
+    def _look(self, clock: Clock | None, same: StageCost | None) -> Look:
+        """The teacher's look at all records, by one process of those that share it."""
+        if same is not None and same.look is not None:
+            return same.look
+        records, teacher = self.shapes.samples, self.reference
+        kept = None if records is None else BYTES * records
+        if teacher is None:
+            return Look(records, None, None, kept)
+        situation = self._situation(largest=True)
+        working = looking(situation, teacher)
+        peak = sum(
+            (
+                self.base if self.device.type == "cpu" else 0,
+                parameter_bytes(self.student.model, torch.float32),
+                self._teacher_bytes(teacher, situation.teacher_dtype),
+                round(working * (SLACK if self.device.type == "cpu" else 1)),
+                self._data_bytes(situation),
+            )
+        )
+        seconds = None
+        if clock is not None and records is not None and self._too_large([(teacher, 8)]) is None:
+            typical = self._situation(largest=False)
+            once = timing.looking(typical, teacher, clock, self.share / 4)
+            seconds = once * -(-records // self.world) / (typical.batch.samples // 2)
+        return Look(records, peak, seconds, kept)
 
     def _data_bytes(self, situation: Situation) -> int:
         """Pictures or features of an update, all of which are read before its first micro-batch; and the pages of the
@@ -270,29 +316,29 @@ class _Stage:
         there = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         return max(there, one * (self.shapes.pictures or 0))
 
-    def _too_large(self) -> str | None:
-        """Why pieces of this stage cannot be timed here."""
-        scale = 16 * self.student.model.lm_head.weight.numel()
-        if self.teacher is not None:
-            scale += 8 * self.teacher.model.lm_head.weight.numel()
+    def _too_large(self, models: Sequence[tuple[VLM | None, int]]) -> str | None:
+        """Why scale models of these, with so many bytes per parameter, cannot be timed here."""
+        scale = sum(each * _largest_cut(vlm) for vlm, each in models if vlm is not None)
         free = available_bytes() if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
-        if free is not None and scale > 0.8 * free:
-            return f"time is not measured: two layers and the vocabulary need {scale / 1e9:.0f} GB, which are not free"
-        return None
+        if free is None or scale <= 0.8 * free:
+            return None
+        return f"time is not measured: a few layers and the vocabulary need {scale / 1e9:.0f} GB, which are not free"
 
-    def _time(self, clock: timing.Clock) -> tuple[dict[str, float], float, float, str]:
+    def _time(self, clock: Clock) -> tuple[dict[str, float], float, float, str]:
         found = timing.seconds(self._situation(largest=False), self.spec.optim, clock, self.share)
         per_update = [found.update(update) for update in self.shapes.updates]
         reading = self._reading(clock)
         mean, median = (value + reading for value in shapes.mean_and_median(per_update))
         # The pieces of an update of median size: bodies and head in the proportion of the typical micro-batch.
         pieces = {"vision": found.vision, "teacher": found.teacher, "student": found.student, "loss head": found.head}
+        if found.before:
+            pieces["for z0"] = found.before
         scale = (median - reading - found.optimiser) / max(1e-12, sum(pieces.values()))
         pieces = {name: value * scale for name, value in pieces.items()}
         pieces |= {"optimiser": found.optimiser, "data": reading}
         return pieces, median, mean, found.measured
 
-    def _reading(self, clock: timing.Clock) -> float:
+    def _reading(self, clock: Clock) -> float:
         """Seconds to encode an update's samples and read their features; loader processes do it beside the device."""
         if self.data is None or self.recipe.machine.workers:
             return 0.0
@@ -304,7 +350,7 @@ class _Stage:
         def fetch() -> None:
             for index in indices:
                 with contextlib.suppress(RowError):  # the run's own check names it
-                    data.encoded(index)
+                    data.sequences(index)
                 for path in data.record(index).images if kept is not None else ():
                     if kept is not None and path in kept:
                         kept(path).clone()
@@ -313,6 +359,12 @@ class _Stage:
             return clock.time(fetch, 0.05) * own / len(indices)
         except FeatureError:  # the store is not filled to the end
             return 0.0
+
+
+def _largest_cut(vlm: VLM) -> int:
+    """Parameters of the largest scale model that is timed."""
+    layers, _ = max(timing.cuts(vlm), key=lambda cut: len(cut[0]))
+    return sum(p.numel() for p in scale_model(vlm, layers, 1, lambda like: like).model.parameters())
 
 
 def this_machine(device: torch.device | str | None = None) -> str:

@@ -6,7 +6,7 @@ autocast, but no accelerator, and they read no value off a tensor, so that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from distilvlm.data import Batch
 from distilvlm.losses import gram
+from distilvlm.losses.answers import Answers, Preferences
 from distilvlm.losses.objective import Objective
-from distilvlm.models import forward
+from distilvlm.models import forward, routing
+from distilvlm.models.routing import Routing
 from distilvlm.models.vlm import VLM
 
 
@@ -25,9 +27,10 @@ class Step:
 
     Args:
         student: its `requires_grad` chosen; in training mode where the run has it so.
-        teacher: None for a stage of text loss only.
+        teacher: None where no teacher gives targets: a stage of text loss only, or of preferences.
         objective: the stage's loss terms.
-        batch: with `features` in place of pictures, unless the tower trains.
+        batch: with `features` in place of pictures, unless the tower trains. Of preferences, it may lack their
+            reference: any will do.
         autocast: dtype that products run in, or None.
     """
 
@@ -41,6 +44,9 @@ class Step:
 
     def __post_init__(self) -> None:
         self.rows = self.objective.rows(self.batch.response_rows, self.batch.visual_rows)
+        if self.batch.roles is not None and self.batch.reference is None:
+            self.batch = replace(self.batch, reference=torch.zeros(self.batch.samples, dtype=torch.float64))
+        self._real = self.batch.attention_mask.flatten().bool()  # [samples * length]
 
     def cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
@@ -67,18 +73,27 @@ class Step:
             hidden = forward.hidden_states(self.teacher.model, self.teacher.layout, self.batch, features)
             return hidden.flatten(0, 1)[self.rows]
 
-    def hidden(self) -> Tensor:
-        """The student's hidden states of all positions, [samples, length, d]; within `cast()`."""
+    def hidden(self) -> tuple[Tensor, list[Routing]]:
+        """The student's hidden states of all positions, [samples, length, d], and where each sparse layer sent its
+        tokens; within `cast()`."""
         features, pictures = self.batch.features, self.batch.pictures
         if features is None and pictures is not None:  # the tower trains
             features = forward.vision_features(self.student.model, self.student.layout, pictures)
-        return forward.hidden_states(self.student.model, self.student.layout, self.batch, features)
+        with routing.watched(self.student.model, None if "padding" in self.objective.reference else self._real) as seen:
+            hidden = forward.hidden_states(self.student.model, self.student.layout, self.batch, features)
+        return hidden, seen
 
     def loss(
-        self, hidden: Tensor, head: Tensor, targets: Tensor | None, grams: tuple[Tensor | None, Tensor | None]
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor | None,
+        grams: tuple[Tensor | None, Tensor | None],
+        seen: Sequence[Routing] = (),
     ) -> Tensor:
-        """The objective of hidden states of the rows, [rows, d]; within `cast()`."""
+        """The objective of hidden states of the rows, [rows, d]; within `cast()`. `seen` as `hidden` gave it."""
         batch = self.batch
+        given = None if batch.roles is None or batch.reference is None else Preferences(batch.roles, batch.reference)
         return self.objective(
             student_hidden=hidden,
             student_head=head,
@@ -93,7 +108,16 @@ class Step:
             samples_in_update=batch.samples,
             student_gram=grams[0],
             teacher_gram=grams[1],
+            router_probabilities=[layer.probabilities for layer in seen],
+            attention_mask=batch.attention_mask,
+            preferences=given,
         ).loss
+
+    def log_probabilities(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Of whole answers, [samples], of hidden states of the rows, [rows, d]: what KTO's z0 and a reference need."""
+        batch = self.batch
+        answers = Answers.of(hidden, head, self.rows, batch.length, batch.response_rows, batch.response_targets)
+        return answers.log_probabilities(batch.samples)
 
     def run(self, grams: tuple[Tensor | None, Tensor | None], mark: Callable[[str], None]) -> None:
         """A whole micro-batch; `mark` is told the name of each phase before it begins."""
@@ -101,12 +125,15 @@ class Step:
         targets = self.targets()
         mark("forward")
         with self.cast():
-            hidden = self.hidden()
+            hidden, seen = self.hidden()
             head = forward.head_weight(self.student.model)
-            loss = self.loss(hidden.flatten(0, 1)[self.rows], head, targets, grams)
+            loss = self.loss(hidden.flatten(0, 1)[self.rows], head, targets, grams, seen)
             del hidden
             if not self.batch.has_pictures:
                 loss = loss + forward.idle_projector(self.student.model)
+            if seen:
+                routing.tallied(seen, self._real)
+            del seen
         mark("backward")
         loss.backward()
 
@@ -123,3 +150,10 @@ def cut_rows(batch: Batch, share: float) -> Batch:
         response_targets=first(batch.response_targets),
         visual_rows=first(batch.visual_rows),
     )
+
+
+def features_like(batch: Batch, vlm: VLM) -> Tensor:
+    """Of the shape that the model's tower gives for the batch's pictures, on the meta device."""
+    pictures = 0 if batch.features is None else batch.features.shape[0]
+    width: int = vlm.model.config.vision_config.hidden_size  # pyright: ignore
+    return torch.empty(pictures, vlm.layout.placeholders, width, device="meta")

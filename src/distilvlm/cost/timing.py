@@ -2,37 +2,31 @@
 
 Blocks are timed at two depths and the loss head at two numbers of rows where the whole would take too long; what lies
 beyond grows in a straight line. Nothing is loaded, so a published model is timed on any machine that holds two of its
-layers and its vocabulary.
+layers of a kind and its vocabulary.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from distilvlm.losses.relation import shares_logits
+from distilvlm.data import Batch
 from distilvlm.models import forward
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import OptimSpec
 from distilvlm.train.optim import adamw
 
+from . import heads
+from .clock import Clock
 from .memory import Situation
-from .scale import depth, filled, scale_model, train_only, trained
-from .step import Step, cut_rows
-
-FEWEST_ROWS = 192
-"""Rows of the loss head that are timed at least: fewer do not fill its chunks."""
-
-ENOUGH = 0.4
-"""Seconds after which a piece is not timed again."""
+from .scale import Lines, depth, filled, lines, scale_model, train_only, trained
+from .step import Step, features_like
 
 WHOLE = 4
-"""A language model of at most so many blocks is timed whole, where a line through two depths would be mostly noise."""
+"""A stack of at most so many blocks is timed whole, where a line through two depths would be mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class Seconds:
     teacher: float
     student: float  # forward and backward to the hidden states
     head: float  # loss terms and their gradients
+    before: float  # where KTO's z0 is of several micro-batches: all that gives log-probabilities, once more
     optimiser: float  # once per update
     positions: int  # of the micro-batch, with padding
     rows: int
@@ -50,49 +45,11 @@ class Seconds:
 
     def update(self, micro_batches: Sequence[tuple[int, int]]) -> float:
         """An update of other micro-batches, [(positions, rows)]: blocks go with positions, the head with rows."""
-        bodies = self.vision + self.teacher + self.student
+        bodies = self.vision + self.teacher + self.student + self.before
         return self.optimiser + sum(
             bodies * positions / self.positions + self.head * rows / max(1, self.rows)
             for positions, rows in micro_batches
         )
-
-
-class Clock:
-    """Times functions on a device within a budget of seconds."""
-
-    def __init__(self, device: torch.device, budget: float) -> None:
-        self.device, self.left = device, budget
-        self._flops: dict[torch.dtype, float] = {}
-
-    def flops(self, dtype: torch.dtype) -> float:
-        """About how many floating-point operations a second matrix products make."""
-        if dtype not in self._flops:
-            size = 768
-            matrix = filled(self.device)(torch.empty(size, size, dtype=dtype, device="meta"))
-            self._flops[dtype] = 2 * size**3 / self.time(lambda: matrix @ matrix, 0.03)
-        return self._flops[dtype]
-
-    def time(self, call: Callable[[], object], limit: float) -> float:
-        """Median seconds of a call, after one that warms up; a call that takes longer than `limit` is made once."""
-        began = time.perf_counter()
-        taken = [self._once(call)]
-        if taken[0] < limit:
-            taken = [self._once(call)]
-            while time.perf_counter() - began < min(limit, ENOUGH) and len(taken) < 7:
-                taken.append(self._once(call))
-        self.left -= time.perf_counter() - began
-        return statistics.median(taken)
-
-    def _once(self, call: Callable[[], object]) -> float:
-        self._wait()
-        start = time.perf_counter()
-        call()
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Seconds:
@@ -103,44 +60,25 @@ def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Secon
         budget: seconds that this should take in all; long pieces are cut until they fit.
     """
     make, device, notes = filled(clock.device), clock.device, list[str]()
-    layers, blocks = depth(s.student)
-    batch = s.batch.to(device)
-    if batch.features is not None:
-        batch = replace(batch, features=make(batch.features))
+    batch = _on(s.batch, s.student, device)
     positions = batch.samples * batch.length
-    student = scale_model(s.student, 1, 1, make)
-    guide = None if s.teacher is None else scale_model(s.teacher, 1, 1, make, s.teacher_dtype)
-    step = Step(student, guide, s.objective, batch, s.autocast, device)
+    base = cuts(s.student)[0][0]
+    student = scale_model(s.student, base, 1, make)
+    guide = None if s.teacher is None else scale_model(s.teacher, [0], 1, make, s.teacher_dtype)
+    # The balance of experts is no work of the head's, and hardly any at all.
+    step = Step(student, guide, replace(s.objective, balance=0.0), batch, s.autocast, device)
     rows = step.rows.numel()
 
-    head = _head(step, s, clock, budget / 3, notes)
-    vision = 0.0
-    if s.computes_vision and batch.features is not None:
-        size = s.student.layout.size
-        pictures = torch.zeros(batch.features.shape[0], 3, size, size, dtype=torch.uint8, device=device)
-        vision = _along(
-            blocks,
-            lambda n: _vision(scale_model(s.student, 1, n, make), s, pictures),
-            clock,
-            budget / 6,
-            notes,
-            "vision",
-        )
+    head = heads.whole(step, s, clock, budget / 3, notes)
+    vision = _seeing(s, batch, clock, budget / 6, notes)
     teacher = 0.0
-    if s.teacher is not None and guide is not None:
-        original, dtype = s.teacher, s.teacher_dtype
+    if s.teacher is not None:
+        teacher = _listening(s.teacher, s, batch, clock, budget / 6, notes)
 
-        def targets(n: int) -> Callable[[], object]:
-            return Step(
-                student, scale_model(original, n, 1, make, dtype), s.objective, batch, s.autocast, device
-            ).targets
+    optimised: Lines = []
 
-        teacher = _along(depth(original)[0], targets, clock, budget / 6, notes, "teacher")
-
-    optimised: dict[int, float] = {}
-
-    def body(n: int) -> Callable[[], object]:
-        model = scale_model(s.student, n, 1, make)
+    def body(layers: list[int]) -> Callable[[], object]:
+        model = scale_model(s.student, layers, 1, make, choosing=s.choosing)
         members = trained(model.model, s.trains)
         train_only(model.model, members)
         model.model.train()
@@ -148,25 +86,89 @@ def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Secon
             forward.enable_gradient_checkpointing(model.model)
         run = _body(Step(model, None, s.objective, batch, s.autocast, device))
         run()
-        optimised[n] = clock.time(_optimiser(members, spec), budget / 12)
+        optimised.append((layers, clock.time(_optimiser(members, spec), budget / 12)))
         return run
 
-    whole = _along(layers, body, clock, budget / 3, notes, "student")
-    depths = sorted(optimised)
-    slope = 0.0 if len(depths) == 1 else (optimised[depths[1]] - optimised[depths[0]]) / (depths[1] - depths[0])
-    optimiser = optimised[depths[0]] + max(0.0, slope) * (layers - depths[0])
-    return Seconds(vision, teacher, whole, head, optimiser, positions, rows, "; ".join(notes) or "measured whole")
+    whole = _along(cuts(s.student), body, clock, budget / 3, notes, "student")
+    before = 0.0
+    if s.objective.agrees and s.accumulates:
+
+        def again(layers: list[int]) -> Callable[[], object]:
+            model = scale_model(s.student, layers, 1, make, choosing=s.choosing)
+            return _forward(Step(model, None, s.objective, batch, s.autocast, device))
+
+        before = vision + heads.scored(step, clock, budget / 12, notes)
+        before += _along(cuts(s.student), again, clock, budget / 12, notes, "student")
+    taken = {tuple(layers): seconds for layers, seconds in optimised}
+    optimiser = max(taken[tuple(base)], sum(count * taken[tuple(layers)] for layers, count in cuts(s.student)))
+    told = "; ".join(dict.fromkeys(notes)) or "measured whole"
+    return Seconds(vision, teacher, whole, head, before, optimiser, positions, rows, told)
+
+
+def looking(s: Situation, teacher: VLM, clock: Clock, budget: float) -> float:
+    """Seconds that a teacher takes to give log-probabilities to the answers of a typical micro-batch of preferences;
+    arguments as `seconds`."""
+    batch = _on(s.batch, teacher, clock.device)
+    guide = scale_model(teacher, [0], 1, filled(clock.device), s.teacher_dtype)
+    vision = _seeing(replace(s, student=teacher, vision_trains=False), batch, clock, budget / 3, [])
+    scored = heads.scored(Step(guide, None, s.objective, batch, s.autocast, clock.device), clock, budget / 3, [])
+    return vision + scored + _listening(teacher, s, batch, clock, budget / 3, [])
+
+
+def cuts(vlm: VLM) -> Lines:
+    """The cuts of a language model that are timed, and how often each counts."""
+    layers = depth(vlm)[0]
+    return [(list(range(layers)), 1.0)] if layers <= WHOLE else lines(vlm, 1)
+
+
+def _on(batch: Batch, vlm: VLM, device: torch.device) -> Batch:
+    """The batch with features of the model's own tower."""
+    batch = batch.to(device)
+    return batch if batch.features is None else replace(batch, features=filled(device)(features_like(batch, vlm)))
 
 
 def _along(
-    depth: int, prepare: Callable[[int], Callable[[], object]], clock: Clock, budget: float, notes: list[str], what: str
+    cuts: Lines,
+    prepare: Callable[[list[int]], Callable[[], object]],
+    clock: Clock,
+    budget: float,
+    notes: list[str],
+    what: str,
 ) -> float:
-    """Seconds at `depth` blocks: measured, or along the line through one and two blocks."""
-    if depth <= WHOLE:
-        return clock.time(prepare(depth), budget)
-    one, two = clock.time(prepare(1), budget / 2), clock.time(prepare(2), budget / 2)
-    notes.append(f"{what}: 2 of {depth} blocks")
-    return one + max(0.0, two - one) * (depth - 1)
+    """Seconds of the whole stack: measured, or along lines through the cuts."""
+    times = [(count, clock.time(prepare(layers), budget / len(cuts))) for layers, count in cuts]
+    if len(cuts) == 1:
+        return times[0][1]
+    shortest = times[0][1]
+    total = round(sum(count * len(layers) for layers, count in cuts))
+    notes.append(f"{what}: {max(len(layers) for layers, _ in cuts)} of {total} blocks")
+    return shortest + sum(count * max(0.0, seconds - shortest) for count, seconds in times[1:])
+
+
+def _seeing(s: Situation, batch: Batch, clock: Clock, budget: float, notes: list[str]) -> float:
+    """Of the student's tower, where it runs in every step."""
+    if not s.computes_vision or batch.features is None:
+        return 0.0
+    size, blocks = s.student.layout.size, depth(s.student)[1]
+    pictures = torch.zeros(batch.features.shape[0], 3, size, size, dtype=torch.uint8, device=clock.device)
+    first = cuts(s.student)[0][0][:1]
+
+    def prepare(layers: list[int]) -> Callable[[], object]:
+        return _vision(scale_model(s.student, first, len(layers), filled(clock.device)), s, pictures)
+
+    stack: Lines = [([0], 2.0 - blocks), ([0, 1], blocks - 1.0)]
+    return _along([(list(range(blocks)), 1.0)] if blocks <= WHOLE else stack, prepare, clock, budget, notes, "vision")
+
+
+def _listening(teacher: VLM, s: Situation, batch: Batch, clock: Clock, budget: float, notes: list[str]) -> float:
+    """Of the teacher, to the hidden states that are compared."""
+    batch = _on(batch, teacher, clock.device)
+
+    def prepare(layers: list[int]) -> Callable[[], object]:
+        guide = scale_model(teacher, layers, 1, filled(clock.device), s.teacher_dtype)
+        return Step(guide, guide, s.objective, batch, s.autocast, clock.device).targets
+
+    return _along(cuts(teacher), prepare, clock, budget, notes, "teacher")
 
 
 def _vision(model: VLM, s: Situation, pictures: Tensor) -> Callable[[], object]:
@@ -188,9 +190,17 @@ def _body(step: Step) -> Callable[[], object]:
         for parameter in step.student.model.parameters():
             parameter.grad = None
         with step.cast():
-            hidden = step.hidden()
+            hidden, _ = step.hidden()
         if hidden.requires_grad:
             hidden.backward(torch.ones_like(hidden))
+
+    return run
+
+
+def _forward(step: Step) -> Callable[[], object]:
+    def run() -> None:
+        with torch.no_grad(), step.cast():
+            step.hidden()
 
     return run
 
@@ -208,49 +218,3 @@ def _optimiser(members: Mapping[str, Mapping[str, nn.Parameter]], spec: OptimSpe
         optimizer.step()
 
     return run
-
-
-def _head(step: Step, s: Situation, clock: Clock, budget: float, notes: list[str]) -> float:
-    """The objective on hidden states of the rows, with as many of them as the budget allows."""
-    model = step.student.model
-    members = {p for part in trained(model, s.trains).values() for p in part.values()}
-    model.requires_grad_(False)
-    head = forward.head_weight(model)
-    head.requires_grad_(head in members)
-    width, vocabulary = head.shape[1], head.shape[0]
-    other = 0 if step.teacher is None else forward.head_weight(step.teacher.model).shape[1]
-    grams = step.grams()
-
-    def pass_of(share: float) -> Callable[[], object]:
-        part = step if share == 1 else replace(step, batch=cut_rows(step.batch, share))
-        rows = part.rows.numel()
-        make = filled(step.device)
-        dtype = head.dtype if s.autocast is None else s.autocast
-        hidden = make(torch.empty(rows, width, dtype=dtype, device="meta")).requires_grad_()
-        targets = make(torch.empty(rows, other, dtype=s.teacher_dtype, device="meta")) if other else None
-
-        def run() -> None:
-            head.grad = hidden.grad = None
-            with part.cast():
-                loss = part.loss(hidden, head, targets, grams)
-            loss.backward()
-
-        return run
-
-    rows = step.rows.numel()
-    products = width * (3 if head.requires_grad else 2) + other
-    guess = 2 * vocabulary * rows * products / clock.flops(s.autocast or head.dtype)
-    if guess < budget or rows <= FEWEST_ROWS:
-        return clock.time(pass_of(1), budget)
-    # The relation of many rows goes through a Gram matrix, which costs the same however many there are.
-    related = step.batch.visual_rows.numel() if s.objective.relation and head.requires_grad else 0
-    probe = head.new_empty(0, width, dtype=s.autocast or head.dtype)
-    through_gram = related > 0 and not shares_logits(related, probe)
-    needed = 5 * width // 2 if through_gram and probe.element_size() == 2 else width * 11 // 16 if through_gram else 0
-    share = min(1.0, max(budget / 3 / guess, FEWEST_ROWS / rows, needed / rows))
-    notes.append(f"loss head: {round(share * rows)} of {rows} rows")
-    if through_gram:
-        return clock.time(pass_of(share), 0) / share
-    clock.time(pass_of(share / 4), 0)  # warms up
-    less, more = clock.time(pass_of(share / 2), 0), clock.time(pass_of(share), 0)
-    return more + max(0.0, more - less) / (share / 2) * (1 - share)

@@ -10,6 +10,7 @@ from pathlib import Path
 from distilvlm.data import StageData
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
+from distilvlm.teachers.references import BYTES
 
 from . import parts
 from .finding import Finding
@@ -27,29 +28,35 @@ EXACT = 20_000
 
 def check(
     recipe: Recipe,
-    student: VLM,
+    shapes: Mapping[str, VLM],
     data: Mapping[str, StageData],
     directory: Path,
 ) -> list[Finding]:
-    """One finding per file system that the run writes to."""
-    needs = {directory: max(0, run_bytes(recipe, student, data) - _held(directory))}
-    if recipe.pictures.features is not None:
+    """One finding per file system that the run writes to. `shapes`: stage -> the student as it trains there."""
+    needs = {directory: max(0, run_bytes(recipe, shapes, data) - _held(directory))}
+    if recipe.pictures.features is not None and shapes:
         store = Path(recipe.pictures.features)
-        needs[store] = max(0, _features_bytes(student, data) - _held(store))
+        needs[store] = max(0, _features_bytes(next(iter(shapes.values())), data) - _held(store))
     by_device: dict[int, list[tuple[Path, int]]] = {}
     for place, bytes in needs.items():
         by_device.setdefault(_existing(place).stat().st_dev, []).append((place, bytes))
     return [_room(places) for places in by_device.values()]
 
 
-def run_bytes(recipe: Recipe, student: VLM, data: Mapping[str, StageData]) -> int:
-    """The most that a run directory holds at a time: finished stages, a stage's checkpoints, the model."""
-    finals, checkpoints = 0, 0
+def run_bytes(recipe: Recipe, shapes: Mapping[str, VLM], data: Mapping[str, StageData]) -> int:
+    """The most that a run directory holds at a time: finished stages, what a teacher thinks of preferences, a stage's
+    checkpoints, the model."""
+    finals, checkpoints, model = 0, 0, 0
     for stage in recipe.stages:
+        if stage.name not in shapes:
+            continue
+        student = shapes[stage.name]
         weights = FLOAT * sum(p.numel() for m in parts.trained(student, stage.train).values() for p in m.values())
         finals += weights
+        if stage.loss.preference and stage.name in data:
+            finals += BYTES * len(data[stage.name])
         checkpoints = max(checkpoints, 3 * weights * _checkpoints(recipe, stage, data))
-    model = sum(parameter.numel() * parameter.element_size() for parameter in student.model.parameters())
+        model = sum(parameter.numel() * parameter.element_size() for parameter in student.model.parameters())
     return finals + checkpoints + model
 
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distilvlm.data import DataReport, StageData
+from distilvlm.models import routing
+from distilvlm.models.stages import choosing, made_sparse, upcycle_before
+from distilvlm.models.upcycle import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher
 
-from . import disk, parts, rows, settings, template, terms, visual, vocabulary
+from . import disk, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
 from .finding import Finding
 from .trial import untouched
 
@@ -26,7 +29,8 @@ def examine(
     """Look at everything that a run of `recipe` is about to use.
 
     Weights, what trains, gradients, modes and random states of both models are what they were, bit for bit. Memory: the
-    gradients of what trains, as in training.
+    gradients of what trains, as in training; where a stage makes the student sparse, its experts are made as they will
+    be then, and share all else with the student.
 
     Args:
         student: as the first stage finds it, all of it on one device.
@@ -35,21 +39,25 @@ def examine(
         directory: the run's, for disk space; None: not looked at.
     """
     their = None if teacher is None else teacher.vlm
+    shapes, refused = experts.shapes(recipe, student)
     found = [
+        *refused,
         *vocabulary.check(recipe, student, their),
         *visual.check(recipe, student, their),
         *template.check(data),
         *_rows(recipe, student, their, data, reports),
-        *settings.check(recipe, student, their, data),
+        *settings.check(recipe, shapes, their, data),
+        *experts.check(recipe, shapes),
+        *preferences.check(recipe, data, reports),
     ]
     if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
-    if not any(finding.check == "settings.parts" for finding in found):
-        found += parts.check(recipe, student, their, data)
-        if not any(finding.check == "visual.features" for finding in found):
-            found += _terms(recipe, student, teacher, data)
+    if not refused and not any(finding.check == "settings.parts" for finding in found):
+        found += parts.check(recipe, student, shapes, their, data)
+        if not any(finding.check in ("visual.features", "experts.balance") for finding in found):
+            found += _terms(recipe, student, shapes, teacher, data)
         if directory is not None:
-            found += disk.check(recipe, student, data, directory)
+            found += disk.check(recipe, shapes, data, directory)
     return found
 
 
@@ -68,11 +76,23 @@ def _rows(
     ]
 
 
-def _terms(recipe: Recipe, student: VLM, teacher: LocalTeacher | None, data: Mapping[str, StageData]) -> list[Finding]:
+def _terms(
+    recipe: Recipe,
+    student: VLM,
+    shapes: Mapping[str, VLM],
+    teacher: LocalTeacher | None,
+    data: Mapping[str, StageData],
+) -> list[Finding]:
     found: list[Finding] = []
-    models = [student.model] if teacher is None else [student.model, teacher.vlm.model]
-    for stage in recipe.stages:
-        if stage.name in data:
-            with untouched(*models):
-                found += terms.check(recipe, stage, student, teacher, data[stage.name])
+    theirs = [] if teacher is None else [teacher.vlm.model]
+    looked_at = [stage for stage in recipe.stages if stage.name in data and stage.name in shapes]
+    with untouched(student.model, *theirs):  # a sparse student shares most of it
+        for stage in looked_at:
+            how = upcycle_before(recipe, stage)
+            if how is not None and not upcycled_layers(student.model.config):
+                student = made_sparse(student, how, recipe.seed)
+            routing.install(student.model, *choosing(recipe, stage))  # as the run does; the weights are the same
+            if preferences.fit(stage, data[stage.name]):
+                with untouched(student.model, *theirs):
+                    found += terms.check(recipe, stage, student, teacher, data[stage.name])
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 
@@ -35,10 +35,19 @@ def owner(leaf: str, names: Iterable[str]) -> str | None:
     return max(covering, key=len, default=None)
 
 
-def check(recipe: Recipe, student: VLM, teacher: VLM | None, data: Mapping[str, StageData]) -> list[Finding]:
-    """Per stage what trains and its dtype; then what is random and stays so."""
-    found = [finding for stage in recipe.stages for finding in _stage(stage, student)]
-    found += _random_student(recipe, student, data)
+def check(
+    recipe: Recipe, student: VLM, shapes: Mapping[str, VLM], teacher: VLM | None, data: Mapping[str, StageData]
+) -> list[Finding]:
+    """Per stage what trains and its dtype; then what is random and stays so.
+
+    Args:
+        student: as the first stage finds it.
+        shapes: stage -> the student as it trains there; it may be without weights.
+    """
+    stages = [stage for stage in recipe.stages if stage.name in shapes]
+    found = [finding for stage in stages for finding in _stage(stage, shapes[stage.name])]
+    trains = {leaf for stage in stages for leaf in trained(shapes[stage.name], stage.train)}
+    found += _random_student(student, trains, data)
     if teacher is not None:
         found += _teacher(recipe, teacher)
     return found
@@ -88,9 +97,8 @@ def _described(rows: Iterable[PartRow]) -> list[str]:
     return [f"{row.name} {row.parameters:,} {row.dtype}" for row in rows]
 
 
-def _random_student(recipe: Recipe, student: VLM, data: Mapping[str, StageData]) -> list[Finding]:
+def _random_student(student: VLM, trains: Collection[str], data: Mapping[str, StageData]) -> list[Finding]:
     pictures = not data or any(bool((stage_data.picture_counts > 0).any()) for stage_data in data.values())
-    trains = {leaf for stage in recipe.stages for leaf in trained(student, stage.train)}
     found: list[Finding] = []
     for part in _random(student):
         idle = [leaf for leaf in _leaves(student, part) if leaf not in trains]

@@ -16,7 +16,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
 from distilvlm.teachers import LocalTeacher
 
-from . import parts, settings, visual, vocabulary
+from . import experts, parts, preferences, settings, visual, vocabulary
 from .examination import examine
 from .finding import Finding
 from .template import spread
@@ -96,9 +96,11 @@ class _Patient:
     def _planned(self) -> list[Finding]:
         """What can be said without the student's weights."""
         outline = self._outline()
-        found = settings.check(self.recipe, outline, None, {})
+        shapes, found = ({}, []) if outline is None else experts.shapes(self.recipe, outline)
+        found += settings.check(self.recipe, shapes, None, {})
+        found += [*experts.check(self.recipe, shapes), *preferences.check(self.recipe, {}, {})]
         if outline is not None and not any(finding.check == "settings.parts" for finding in found):
-            found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, None, {})]
+            found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, shapes, None, {})]
         return found
 
     def _outline(self) -> VLM | None:

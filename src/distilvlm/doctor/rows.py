@@ -10,6 +10,9 @@ from distilvlm.recipe import Recipe, StageSpec
 
 from .finding import Finding, Level
 
+SAME = ("is the same answer as chosen", "nothing to learn: chosen and rejected are the same")
+"""How the reasons of pairs without a difference begin."""
+
 CUT = 0.01
 """Share of rows that may lose their end before it is worth a word."""
 
@@ -35,6 +38,8 @@ def _counts(stage: StageSpec, data: StageData, report: DataReport) -> Finding:
             f"; {report.with_pictures / report.samples:.0%} with pictures, {report.mean:.0f} "
             f"positions on average, {report.longest:,} at most"
         )
+    if report.rated:
+        text += f"; {report.desirable:,} answers rated desirable, {report.rated - report.desirable:,} undesirable"
     asides = [
         (report.cut, "cut at the end"),
         (report.neutralised, "typed image tokens made harmless"),
@@ -47,11 +52,18 @@ def _counts(stage: StageSpec, data: StageData, report: DataReport) -> Finding:
 
 def _bad(recipe: Recipe, stage: StageSpec, report: DataReport) -> list[Finding]:
     """One finding per kind of bad row; the reasons are the template's (`data/template.py`) and the readers'."""
-    empty = [row for row in report.bad if row.reason.startswith("nothing to learn")]
+    same = [row for row in report.bad if row.reason.startswith(SAME)]
+    empty = [row for row in report.bad if row not in same and row.reason.startswith("nothing to learn")]
     blind = [row for row in report.bad if "visual tokens are more than" in row.reason]
-    others = [row for row in report.bad if row not in empty and row not in blind]
+    others = [row for row in report.bad if row not in same and row not in empty and row not in blind]
     longer = f"raise stages.{stage.name}.max_length (now {stage.max_length})"
     kinds = [
+        (
+            "rows.same",
+            same,
+            "have the same answer chosen and rejected",
+            f"give them another one, or {longer}",
+        ),
         ("rows.empty", empty, "have nothing to learn", f"give them an answer, or {longer}"),
         ("rows.pictures", blind, "have pictures that the context cuts", f"{longer}, or take a smaller vision.size"),
         ("rows.unusable", others, "can't be used", "mend them"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from distilvlm.data import Order, StageData
 from distilvlm.models.parts import NEVER, parameters_of, summary
+from distilvlm.models.upcycle import active_parameters, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -24,18 +25,26 @@ SAMPLED = 200
 """Rows whose human text is looked at."""
 
 
-def check(recipe: Recipe, student: VLM | None, teacher: VLM | None, data: Mapping[str, StageData]) -> list[Finding]:
-    """What can be seen in the recipe itself; the models may be None where they can't be had."""
+def check(
+    recipe: Recipe, shapes: Mapping[str, VLM], teacher: VLM | None, data: Mapping[str, StageData]
+) -> list[Finding]:
+    """What can be seen in the recipe itself.
+
+    Args:
+        shapes: stage -> the student as it trains there; stages where it can't be had are missing.
+        teacher: None where it can't be had.
+    """
     found = [*_unused(recipe), *_resets(recipe)]
     if recipe.pictures.augment is not None and recipe.pictures.features is not None:
         text = "pictures.augment changes pictures that pictures.features keeps features of: they would not see it"
         found.append(Finding("settings.augment", "error", text, "remove one of the two"))
     for stage in recipe.stages:
-        found += [*_parts(stage, student), *_rates(stage), *_batch(recipe, stage)]
+        found += [*_parts(stage, shapes.get(stage.name)), *_rates(stage), *_batch(recipe, stage)]
+        found += _departures(stage, shapes.get(stage.name))
         if stage.name in data:
             found += [*_length(stage, data[stage.name]), *_questions(stage, data[stage.name])]
-    if student is not None and teacher is not None:
-        found += _sizes(recipe, student, teacher)
+    if shapes and teacher is not None:
+        found += _sizes(recipe, next(iter(shapes.values())), teacher)
     return found
 
 
@@ -56,7 +65,7 @@ def _unused(recipe: Recipe) -> Iterator[Finding]:
             yield Finding("settings.unused", "ok", f"data '{name}' is used by no stage")
     if recipe.teacher is not None and not any(stage.loss.needs_teacher for stage in recipe.stages):
         text = "the recipe has a teacher, but no stage has a term that needs it: nothing is distilled"
-        fix = "give response, visual or relation a weight in a stage's loss, or set teacher: null"
+        fix = "give response, visual, relation or preference a weight in a stage's loss, or set teacher: null"
         yield Finding("settings.unused", "warning", text, fix)
 
 
@@ -110,6 +119,29 @@ def _batch(recipe: Recipe, stage: StageSpec) -> Iterator[Finding]:
         yield Finding("settings.micro_batch", "warning", text, f"set machine.micro_batch={batch}", stage.name)
 
 
+def _departures(stage: StageSpec, student: VLM | None) -> Iterator[Finding]:
+    """Where the stage is as LLaVA-MoD's code on purpose."""
+    if not stage.reference:
+        return
+    loss, sparse = stage.loss, student is None or bool(upcycled_layers(student.model.config))
+    effective = {
+        "unshifted_mask": loss.response,
+        "token_mean": loss.text or loss.response,
+        "doubled_balance": loss.text and loss.balance,
+        "padding": loss.balance,
+        "undetached_z0": loss.preference and loss.preference_kind == "kto",
+        "gumbel": sparse,
+        "capacity": sparse,
+    }
+    idle = [name for name in stage.reference if not effective[name]]
+    text = f"as LLaVA-MoD's code, and not as this package's default: {', '.join(stage.reference)}"
+    yield Finding("settings.reference", "ok", text, stage=stage.name)
+    if idle:
+        text = f"reference names {', '.join(idle)}, which changes nothing: the stage has no term or no experts for it"
+        fix = f"take {' and '.join(idle)} out of stages.{stage.name}.reference"
+        yield Finding("settings.reference", "warning", text, fix, stage.name)
+
+
 def _length(stage: StageSpec, data: StageData) -> Iterator[Finding]:
     """Stages that are over before they began."""
     samples, optim = order_of(stage, data).per_epoch, stage.optim
@@ -153,12 +185,15 @@ def _questions(stage: StageSpec, data: StageData) -> Iterator[Finding]:
 def _sizes(recipe: Recipe, student: VLM, teacher: VLM) -> Iterator[Finding]:
     if not any(stage.loss.needs_teacher for stage in recipe.stages):
         return
-    ours, theirs = (
-        sum(row.parameters for row in summary(vlm.model) if parts.owner(row.name, ["language"]))
-        for vlm in (student, teacher)
-    )
+    ours, theirs = (_language_size(vlm) for vlm in (student, teacher))
     if theirs < ours:
         text = f"the teacher's language model is smaller than the student's ({theirs:,} and {ours:,} parameters)"
         yield Finding(
             "settings.teacher", "warning", text, "name a larger teacher, or a smaller student (language.layers)"
         )
+
+
+def _language_size(vlm: VLM) -> int:
+    """Parameters of the language model that serve a token."""
+    others = sum(row.parameters for row in summary(vlm.model) if not parts.owner(row.name, ["language"]))
+    return active_parameters(vlm.model)[1] - others

@@ -29,6 +29,7 @@ OPEN, CLOSE = "⟦", "⟧"
 class _Example:
     record: Record
     encoded: Encoded
+    rejected: Encoded | None  # of a pair
 
 
 def check(data: Mapping[str, StageData]) -> list[Finding]:
@@ -54,9 +55,10 @@ def _examples(data: StageData, kind: str) -> Iterator[_Example]:
         if kinds[record.key.source] != kind:
             continue
         try:
-            yield _Example(record, data.encoded(index))
+            sequences = data.sequences(index)
         except RowError:
             continue
+        yield _Example(record, sequences[0], sequences[1] if record.preferences == "pairs" else None)
 
 
 def spread(indices: np.ndarray | Sequence[int], count: int) -> list[int]:
@@ -112,6 +114,8 @@ def _drawn(data: StageData, examples: list[_Example]) -> Finding:
     template = next(source.spec.template for source in data.sources if source.name == key.source)
     tokenizer = data.templates[template].tokenizer
     drawing = draw(chosen.encoded, data.visual, tokenizer)
+    if chosen.rejected is not None:
+        drawing += f"\nand rejected:\n{draw(chosen.rejected, data.visual, tokenizer)}"
     head = f"{template}, data '{key.source}', row {key.row}: {chosen.encoded.learned} of "
     return Finding("template.picture", "ok", f"{head}{len(chosen.encoded.input_ids)} positions learned\n{drawing}")
 

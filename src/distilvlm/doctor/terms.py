@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from distilvlm.data import StageData
+from distilvlm.losses.preference import PAIRED
+from distilvlm.models import routing
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 from distilvlm.teachers import LocalTeacher
@@ -16,10 +18,13 @@ from distilvlm.train import objective_of
 
 from . import parts
 from .finding import Finding
-from .trial import TermTrial, samples_of, try_terms
+from .trial import Distance, TermTrial, samples_of, try_terms
 
 ZERO = {4: 1e-4, 2: 2e-2}
 """Bytes of a weight -> what counts as nothing, in nats (relation: of a cosine): rounding of sums over a vocabulary."""
+
+FLAT = 0.1
+"""A preference loss with less of its slope than this share has next to nothing to say to the student."""
 
 
 def check(
@@ -31,6 +36,7 @@ def check(
         return []  # none can be loaded: the rows' own findings say why
     leaves = parts.trained(student, stage.train)
     needed = teacher if stage.loss.needs_teacher else None
+    first = recipe.stages[0].name == stage.name
     trials = try_terms(student, needed, objective_of(stage), leaves, samples)
     width = min(p.dtype.itemsize for members in leaves.values() for p in members.values())
     found: list[Finding] = []
@@ -39,11 +45,13 @@ def check(
         problem = _problem(stage, name, trial, ZERO.get(width, 1e-4))
         if problem is None:
             reach[name] = dict(trial.gradients)
-            found.append(_ok(stage, name, trial, needed is not None))
+            found.append(_ok(stage, name, trial, needed is not None, _even(stage, student)))
+            if first and trial.distance is not None:  # of later stages, earlier ones change the student
+                found += _saturated(stage, trial.distance)
         else:
             found.append(problem)
     found += _reach(stage, reach)
-    if needed is not None and recipe.stages[0].name == stage.name and same_weights(student.model, needed.vlm.model):
+    if needed is not None and first and same_weights(student.model, needed.vlm.model):
         text = "teacher and student have the same weights: the teacher's terms begin at 0 and have nothing to teach"
         found.append(Finding("terms.same", "warning", text, "name another teacher (teacher.from)", stage.name))
     return found
@@ -61,11 +69,17 @@ def _problem(stage: StageSpec, name: str, trial: TermTrial, zero: float) -> Find
     if not all(math.isfinite(value) for value in values):
         text = "not a finite number, or not a finite gradient, before the first step"
         return error("terms.finite", text, "look for weights that are not finite in the student's and teacher's files")
+    ours = "this is a fault of the package, please report it with the recipe"
     if name == "text":
         return None
-    if abs(trial.itself) > zero:
-        text = f"{trial.itself:.3g} for a student that is its own teacher, which must give 0"
-        return error("terms.zero", text, "this is a fault of the package, please report it with the recipe")
+    if name == "balance":
+        return None if trial.value > 0 else error("terms.positive", f"{trial.value:.3g}, which is never below 1", ours)
+    equal = 0.0 if trial.distance is None else trial.distance.equal
+    if abs(trial.itself - equal) > zero:
+        text = f"{trial.itself:.3g} for a student that is its own teacher, which must give {equal:.3g}"
+        return error("terms.zero", text, ours)
+    if name == "preference":
+        return None
     if trial.perturbed <= max(0.0, trial.itself):
         text = f"a student that is off loses nothing by it ({trial.perturbed:.2g}): the term can't teach"
         fix = f"set loss.temperature (now {stage.loss.temperature:g}) near 1"
@@ -75,14 +89,41 @@ def _problem(stage: StageSpec, name: str, trial: TermTrial, zero: float) -> Find
     return None
 
 
-def _ok(stage: StageSpec, name: str, trial: TermTrial, teacher: bool) -> Finding:
+def _even(stage: StageSpec, student: VLM) -> int:
+    """The balance loss of experts that serve alike: 1 per sparse layer and answer that is learned."""
+    answers = 2 if stage.loss.preference and stage.loss.preference_kind in PAIRED else 1
+    return len(routing.routers(student.model)) * answers
+
+
+def _ok(stage: StageSpec, name: str, trial: TermTrial, teacher: bool, even: int) -> Finding:
     weight = getattr(stage.loss, name)
-    against = " against the teacher" if teacher and name != "text" else ""
-    text = f"{name} × {weight:g}: {trial.rows} rows, {trial.value:.3g}{against}"
-    if name != "text":
+    against = " against the teacher" if teacher and name not in ("text", "balance") else ""
+    kind = f" ({stage.loss.preference_kind}, β {stage.loss.beta:g})" if name == "preference" else ""
+    text = f"{name}{kind} × {weight:g}: {trial.rows} rows, {trial.value:.3g}{against}"
+    if name == "balance":
+        text += f" ({even} where experts serve alike)"
+    elif trial.distance is not None:
+        text += f", {trial.distance.equal:.3g} for equals; β · |log-ratio| is {trial.distance.scaled:.2g} today"
+    elif name != "text":
         text += f"; {abs(trial.itself):.1g} against itself, {trial.perturbed:.2g} when off"
     gradients = ", ".join(f"{part} {norm:.2g}" for part, norm in _by_owner(stage, trial.gradients).items())
-    return Finding(f"terms.{name}", "ok", f"{text}; gradient: {gradients}", stage=stage.name)
+    only = " (it moves routers and what lies below them, and nothing else)" if name == "balance" else ""
+    return Finding(f"terms.{name}", "ok", f"{text}; gradient: {gradients}{only}", stage=stage.name)
+
+
+def _saturated(stage: StageSpec, distance: Distance) -> Iterator[Finding]:
+    """A loss that is flat where the student's answers begin."""
+    if distance.slope < FLAT:
+        loss = stage.loss
+        text = (
+            f"the student is far from its reference: β · |log-ratio| is {distance.scaled:.3g} on the answers tried, "
+            f"where the loss ({loss.preference_kind}) has {distance.slope:.1%} of its slope: it hardly teaches"
+        )
+        fix = (
+            f"set stages.{stage.name}.loss.beta to {loss.beta / distance.scaled:.1g} (now {loss.beta:g}), or distil "
+            "the student from this teacher before"
+        )
+        yield Finding("terms.saturated", "warning", text, fix, stage.name)
 
 
 def _by_owner(stage: StageSpec, gradients: Mapping[str, float]) -> dict[str, float]:
@@ -111,7 +152,13 @@ def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> It
         moved = {leaf: norm for leaf, norm in norms.items() if leaf not in unmoved}
         owners = {parts.owner(leaf, stage.train) for leaf in moved}
         idle = [part for part, norm in _by_owner(stage, moved).items() if part in owners and not norm]
-        if idle:
+        if name == "balance":  # it is of routers, and what lies above the last one can't feel it
+            if any(moved.values()) or "language.router" in leaves:
+                continue
+            text = "balance moves nothing that this stage trains: its routers are frozen, and so is all below them"
+            fix = f"add 'language.router' to stages.{stage.name}.train, or set loss.balance to 0"
+            yield Finding("terms.gradient", "warning", text, fix, stage.name)
+        elif idle:
             text = f"{name} gives {' and '.join(idle)} no gradient; only other terms move it"
             fix = f"leave it if that is meant, or set loss.{name} to 0"
             yield Finding("terms.gradient", "warning", text, fix, stage.name)

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from distilvlm.data import Batch, DataError, Sample, StageData
 from distilvlm.data.collate import collate
+from distilvlm.losses.answers import Answers, Preferences
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward
 from distilvlm.models.parts import Parameters
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe.schema import TERMS
 from distilvlm.teachers import LocalTeacher, Targets
 from distilvlm.train import Task
 
 from .template import spread
-
-TERMS = ("text", "response", "visual", "relation")
 
 SAMPLES = ((True, 2), (False, 1))
 """With pictures? -> samples that are tried."""
@@ -38,6 +38,15 @@ OFF = 0.3
 
 
 @dataclass(frozen=True)
+class Distance:
+    """How far a student's answers are from their reference, for a preference loss."""
+
+    scaled: float  # β · |log-ratio|, mean over answers
+    slope: float  # of the loss at the answers, as a share of its slope where student and reference are equal
+    equal: float  # the loss where they are equal
+
+
+@dataclass(frozen=True)
 class TermTrial:
     """One term on the batch. `gradients` are norms per leaf part, for the student that is a little off."""
 
@@ -46,6 +55,7 @@ class TermTrial:
     itself: float  # the student as its own teacher
     perturbed: float  # the student a little off, against itself as it is
     gradients: Mapping[str, float]
+    distance: Distance | None = None  # of preferences
 
 
 def samples_of(data: StageData) -> list[Sample]:
@@ -99,6 +109,7 @@ class _Trial:
         student.model.eval()
         self.device = forward.head_weight(student.model).device
         self.batch = batch.to(self.device)
+        self.samples = batch.samples // 2 if objective.preference else batch.samples
         self.rows = objective.rows(self.batch.response_rows, self.batch.visual_rows)
         self.features = self._features()
 
@@ -111,15 +122,26 @@ class _Trial:
         itself = self._values(alike)
         with perturbed(self.parts):
             off = self._values(alike)
-            gradients = {name: self._gradients(name, targets) for name in enabled if rows[name]}
+            # Which parts preferences reach is asked where their loss is not flat: near the student as it is.
+            against = {name: alike if name == "preference" else targets for name in enabled}
+            gradients = {name: self._gradients(name, against[name]) for name in enabled if rows[name]}
+        distance = self._distance(alike, targets) if self.objective.preference else None
         return {
-            name: TermTrial(rows[name], values[name], itself[name], off[name], gradients.get(name, {}))
+            name: TermTrial(
+                rows[name],
+                values[name],
+                itself[name],
+                off[name],
+                gradients.get(name, {}),
+                distance if name == "preference" else None,
+            )
             for name in enabled
         }
 
     def _count(self, name: str) -> int:
-        rows = self.batch.response_rows if name in ("text", "response") else self.batch.visual_rows
-        return rows.numel()
+        if name == "balance":
+            return int(self.batch.attention_mask.sum())
+        return (self.batch.visual_rows if name in ("visual", "relation") else self.batch.response_rows).numel()
 
     def _features(self) -> Tensor | None:
         batch = self.batch
@@ -145,11 +167,38 @@ class _Trial:
         targets = teacher.targets(self.batch, self.rows, shared)
         return Targets(targets.hidden.to(self.device), targets.head.to(self.device))
 
+    def _answers(self, targets: Targets) -> Tensor:
+        """[samples] log-probability of each answer."""
+        batch = self.batch
+        answers = Answers.of(
+            targets.hidden, targets.head, self.rows, batch.length, batch.response_rows, batch.response_targets
+        )
+        return answers.log_probabilities(batch.samples)
+
+    def _referred(self, targets: Targets) -> Batch:
+        """The batch with what the targets' model says of its preferences."""
+        return replace(self.batch, reference=self._answers(targets)) if self.objective.preference else self.batch
+
     def _values(self, targets: Targets) -> dict[str, float]:
         task = Task(self.student, self.objective, targets.head).eval()
         with torch.no_grad():
-            terms = task(self.batch, self.features, targets, self.rows, self.batch.samples)["terms"]
+            terms = task(self._referred(targets), self.features, targets, self.rows, self.samples)["terms"]
         return {name: float(value) for name, value in terms.items()}
+
+    def _distance(self, student: Targets, reference: Targets) -> Distance:
+        roles, weights, loss = self.batch.roles, self.batch.weights.double(), self.objective.preferred
+        assert roles is not None
+        ours, theirs = self._answers(student), self._answers(reference)
+
+        def at(logps: Tensor) -> tuple[float, float]:
+            logps = logps.clone().requires_grad_()
+            value, _ = loss(logps, Preferences(roles, theirs), weights)
+            (slope,) = torch.autograd.grad(value, logps)
+            return float(value.detach()) / self.samples, float(slope.abs().sum())
+
+        (_, here), (equal, steepest) = at(ours), at(theirs)
+        far = (self.objective.beta * (ours - theirs).abs())[roles != 0].mean()
+        return Distance(float(far), here / steepest if steepest else 1.0, equal)
 
     def _gradients(self, name: str, targets: Targets) -> dict[str, float]:
         """Norm of the gradient that one term alone gives each leaf part."""
@@ -157,7 +206,7 @@ class _Trial:
         rows = alone.rows(self.batch.response_rows, self.batch.visual_rows)
         given = Targets(targets.hidden[torch.searchsorted(self.rows, rows)], targets.head)
         task = Task(self.student, alone, given.head if alone.relation else None).eval()
-        loss: Tensor = task(self.batch, self.features, given, rows, self.batch.samples)["loss"]
+        loss: Tensor = task(self._referred(targets), self.features, given, rows, self.samples)["loss"]
         self.student.model.zero_grad(set_to_none=True)
         if loss.requires_grad:
             loss.backward()
@@ -176,17 +225,22 @@ def _squares(parameter: nn.Parameter) -> Tensor:
 
 @contextlib.contextmanager
 def perturbed(parts: Mapping[str, Parameters]) -> Iterator[None]:
-    """Inside, one matrix of every leaf part is off by noise of a generator of our own; outside, it has its own bits."""
+    """Inside, one matrix of every leaf part is off by noise of a generator of our own; outside, it has its own bits.
+
+    So is one stack of experts: they are equal when they are new, and as long as they are, no router makes a difference.
+    """
     generator = torch.Generator().manual_seed(0)
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
         with torch.no_grad():
             for members in parts.values():
-                parameter = next((p for p in members.values() if p.ndim >= 2), next(iter(members.values())))
-                kept.append((parameter, parameter.detach().clone()))
-                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-                scale = parameter.float().square().mean().sqrt()
-                parameter.add_(noise * (OFF * (scale if scale > 0 else 1.0)))
+                first = next((p for p in members.values() if p.ndim >= 2), next(iter(members.values())))
+                experts = next((p for name, p in members.items() if ".experts." in name), first)
+                for parameter in dict.fromkeys((first, experts)):
+                    kept.append((parameter, parameter.detach().clone()))
+                    noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                    scale = parameter.float().square().mean().sqrt()
+                    parameter.add_(noise * (OFF * (scale if scale > 0 else 1.0)))
         yield
     finally:
         with torch.no_grad():

@@ -6,6 +6,7 @@ from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.recipe import Recipe
 
 from .finding import Finding
+from .vocabulary import teachers_terms
 
 
 def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
@@ -22,7 +23,7 @@ def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
     text = f"student: {_described(ours)}; teacher: {_described(theirs)}: their rows can't be paired"
     fix = (
         f"give the student the teacher's vision encoder, size ({theirs.size}) and select ('{theirs.select}'), or set "
-        f"response, visual and relation to 0 in {', '.join(stages)}"
+        f"{teachers_terms(recipe)} to 0 in {', '.join(stages)}"
     )
     return [Finding("visual.tokens", "error", text, fix)]
 

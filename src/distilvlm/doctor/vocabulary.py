@@ -13,7 +13,7 @@ def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
     if student.tokenizer is None or (teacher is not None and teacher.tokenizer is None):
         return []
     compared = [stage.name for stage in recipe.stages if stage.loss.needs_teacher]
-    tokens = _alone(student) if teacher is None else _compared(student, teacher, compared)
+    tokens = _alone(student) if teacher is None else _compared(student, teacher, compared, teachers_terms(recipe))
     return [tokens, *_special(student), _image(student)]
 
 
@@ -30,7 +30,14 @@ def _alone(student: VLM) -> Finding:
     )
 
 
-def _compared(student: VLM, teacher: VLM, stages: list[str]) -> Finding:
+def teachers_terms(recipe: Recipe) -> str:
+    """The terms of a recipe that a teacher is needed for, "response, visual and relation"."""
+    every = ("response", "visual", "relation", "preference")
+    *terms, last = [name for name in every if any(getattr(stage.loss, name) for stage in recipe.stages)] or every
+    return f"{', '.join(terms)} and {last}" if terms else last
+
+
+def _compared(student: VLM, teacher: VLM, stages: list[str], terms: str) -> Finding:
     ours, theirs = _tokens(student), _tokens(teacher)
     both = ours.keys() | theirs.keys()
     differing = sorted(id for id in both if ours.get(id) != theirs.get(id))
@@ -49,10 +56,7 @@ def _compared(student: VLM, teacher: VLM, stages: list[str]) -> Finding:
     )
     if not stages:
         return Finding("vocabulary.tokens", "ok", f"{text}. No loss term compares the two")
-    fix = (
-        "choose a student of the teacher's family (its tokenizer), or set response, visual and relation to 0 in "
-        f"{', '.join(stages)}"
-    )
+    fix = f"choose a student of the teacher's family (its tokenizer), or set {terms} to 0 in {', '.join(stages)}"
     return Finding("vocabulary.tokens", "error", text, fix)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distilvlm.recipe.schema import Recipe, StageSpec, Upcycle
 
+from . import routing
 from .routing import SecondExpert
 from .upcycle import upcycle
 from .vlm import VLM
@@ -15,11 +16,11 @@ REFERENCE_CAPACITY = 1.5
 """Of an expert in training, in LLaVA-MoD's scripts."""
 
 
-def sparse_since(recipe: Recipe, stage: StageSpec) -> StageSpec | None:
-    """The stage that makes the student sparse, if `stage` is that one or a later one."""
+def upcycle_before(recipe: Recipe, stage: StageSpec) -> Upcycle | None:
+    """How the student that `stage` trains was made sparse, by it or by an earlier stage; None for a dense one."""
     for earlier in recipe.stages:
         if earlier.upcycles is not None:
-            return earlier
+            return earlier.upcycles
         if earlier.name == stage.name:
             break
     return None
@@ -32,8 +33,7 @@ def made_sparse(vlm: VLM, how: Upcycle, seed: int) -> VLM:
 
 def choosing(recipe: Recipe, stage: StageSpec) -> Choosing:
     """How the routers of a sparse student choose in training in `stage`, as `routing.install` takes it."""
-    since = sparse_since(recipe, stage)
-    how = None if since is None else since.upcycles
+    how = upcycle_before(recipe, stage)
     second: SecondExpert = "argmax" if how is None else how.second_expert
     capacity = None if how is None else how.capacity
     return (
@@ -46,8 +46,10 @@ def students(recipe: Recipe, student: VLM) -> dict[str, VLM]:
     """Stage -> the student as it trains there: `student` itself, and from the upcycle on a sparse one without weights.
 
     Raises:
-        ValueError: the student cannot be upcycled as the recipe wants it.
+        ValueError: the student cannot be upcycled as the recipe wants it, or is a sparse one of another origin.
     """
+    if getattr(student.model.config.get_text_config(), "num_experts", None):
+        routing.install(student.without_weights().model)
     found: dict[str, VLM] = {}
     for stage in recipe.stages:
         if stage.upcycles is not None:

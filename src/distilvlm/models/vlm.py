@@ -65,9 +65,12 @@ class VLM:
         return weight.shape[0]
 
     def without_weights(self) -> VLM:
-        """The same on the meta device: for what can be told from names and shapes."""
+        """The same on the meta device: for what can be told from names, shapes and dtypes."""
         with torch.device("meta"):
             model = LlavaForConditionalGeneration(copy.deepcopy(self.model.config))
+        held = dict(self.model.named_parameters())
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(held[name].dtype)
         return replace(self, model=model)
 
     def to(self, device: torch.device | str) -> VLM:

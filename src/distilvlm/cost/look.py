@@ -1,0 +1,15 @@
+"""What it takes, before a stage of preferences begins, that the teacher looks at every record once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """Once per stage and not per update; None where it cannot be known. The teacher leaves memory behind it."""
+
+    records: int | None
+    peak_memory_bytes: int | None  # with the student, which waits
+    seconds: float | None
+    disk_bytes: int | None  # the log-probabilities that are kept in the run's directory
