@@ -1,9 +1,11 @@
 """Upcycling: the sparse model is the dense one until something trains, and what comes of it is a stock checkpoint."""
 
 import copy
+import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -212,6 +214,22 @@ def test_experts_are_copies_and_everything_else_is_shared_and_as_it_was():
     with torch.no_grad():
         experts.down_proj[0].zero_()  # experts are four tensors, and none is the dense one
     assert feed_forward.down_proj.weight.any() and experts.down_proj[1].any()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_dense_model_is_left_behind(make, checkpointing):
+    """Its feed-forwards are gigabytes, and the tower that both share must not hold them."""
+    dense = make("clip", "llama")
+    if checkpointing:
+        forward.enable_gradient_checkpointing(dense.model)
+    model, weight = (weakref.ref(one) for one in (dense.model, dense.model.model.language_model.layers[0].mlp))
+    gc.disable()
+    try:
+        sparse = upcycle(dense)
+        del dense
+        assert model() is None and weight() is None and sparse.model is not None
+    finally:
+        gc.enable()
 
 
 def test_the_same_seed_gives_the_same_bits_and_routers_as_linear_layers_begin():

@@ -138,13 +138,16 @@ def test_a_killed_run_continues_bit_for_bit(
     assert_same(tmp_path / "run", expected)
 
 
-def test_the_teacher_leaves_before_preferences_and_is_asked_once(
+def test_what_has_done_its_work_leaves_memory_and_the_teacher_is_asked_once(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that stops among preferences and goes on asks nothing again, and never has a teacher while it trains."""
+    """The dense student as experts are made of it, the teacher before preferences. A run that stops among these and
+    goes on asks nothing again."""
     teachers: list[weakref.ref[Any]] = []
     looked: list[int] = []
     there: dict[str, list[bool]] = {}
+    dense: list[weakref.ref[Any]] = []  # the student before it is sparse, and a weight of what becomes experts
+    left: dict[str, list[bool]] = {}
     build, look, train = execute._teacher, References._look, StageRun._train
     interrupt = [True]
 
@@ -159,6 +162,11 @@ def test_the_teacher_leaves_before_preferences_and_is_asked_once(
 
     def trained(self: StageRun, *arguments: Any) -> None:
         there[self.stage.name] = [one() is not None for one in teachers]
+        left[self.stage.name] = [one() is not None for one in dense]
+        if self.stage.name == "d2d":
+            model: Any = self.student.vlm.model
+            first = model.model.language_model.layers[0].mlp.up_proj.weight
+            dense.extend((weakref.ref(model), weakref.ref(first)))
         if self.stage.name == "pd" and interrupt.pop():
             raise KeyboardInterrupt
         train(self, *arguments)
@@ -169,6 +177,7 @@ def test_the_teacher_leaves_before_preferences_and_is_asked_once(
     with pytest.raises(KeyboardInterrupt):
         distilvlm.run(recipe, directory=tmp_path / "run")
     assert there == {"d2d": [True, True], "d2s": [True, True], "pd": [False, False]}
+    assert left == {"d2d": [], "d2s": [False, False], "pd": [False, False]}
     assert sorted(looked) == list(range(10))
     teachers.clear()
     looked.clear()

@@ -6,8 +6,8 @@ the batch and not from an id: under a placeholder stands an id that is safe to e
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -134,4 +134,6 @@ def enable_gradient_checkpointing(model: LlavaForConditionalGeneration) -> None:
     """
     name = "activation_checkpointing_enable"  # transformers ≥ 5.23; before that it was called gradient_…
     enable: Callable[..., Any] = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False, "context_fn": partial(routing.checkpointed, model)})
+    # Towers are shared: what they hold of one model must not keep it when another takes its place.
+    held = weakref.ref(model)
+    enable({"use_reentrant": False, "context_fn": lambda: routing.checkpointed(held())})

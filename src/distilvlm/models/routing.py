@@ -202,10 +202,10 @@ def watched(model: nn.Module, real: Tensor | None) -> Iterator[list[Routing]]:
         yield seen
 
 
-def checkpointed(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def checkpointed(model: nn.Module | None) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a layer under gradient checkpointing: for its forward, and for running it again when going backward.
     Its router then drops what it dropped before, and notes nothing twice."""
-    found = routers(model)
+    found = [] if model is None else routers(model)
     return nullcontext(), _Watch(found, None, found[0]._real if found else None)
 
 

@@ -136,8 +136,9 @@ class StageRun:
         self.executed = "in part" if position.update else "whole"
         self.student.mark_trained(set(self.parameters))
         self._prepared = None
-        # Moments and gradients of what this stage trained would stay through all later ones: gigabytes.
-        del self.optimizer
+        # Moments and gradients of what this stage trained would stay through all later ones, and feed-forwards of which
+        # a later one makes experts: gigabytes.
+        del self.optimizer, self.parameters
         vlm.model.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
 
