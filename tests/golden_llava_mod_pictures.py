@@ -56,13 +56,15 @@ def check_expansion(reading: Reading) -> None:
         shown += max(1, pictures)  # the reference shows a text a picture of zeros, of which nothing is left
     batch = collate(samples)
     embedded, rest = _embedded(embed, batch, placeholders)
-    real = batch.attention_mask.bool()
+    length = reading.shape("out_labels")[1]  # ours may be padded further
+    assert not batch.attention_mask[:, length:].any()
+    embedded, real = embedded[:, :length], batch.attention_mask[:, :length].bool()
     near(embedded[~real], embed[SAFE_ID].expand(int((~real).sum()), -1), 0, DEPARTURES["padding"])
     reading.near("out_embeds", embedded.masked_fill(~real.unsqueeze(2), 0), VALUES)
-    reading.same("out_attention_mask", batch.attention_mask)
+    reading.same("out_attention_mask", real)
     found = torch.full_like(batch.input_ids, -100)
     found.view(-1)[batch.response_rows + 1] = batch.response_targets
-    reading.same("out_labels", found)
+    reading.same("out_labels", found[:, :length])
     if "out_position_ids_is_none" in reading:
         given = reading.input("out_position_ids_is_none")
         reading.same("out_position_ids_is_none", torch.full_like(given, rest.get("position_ids") is None))
