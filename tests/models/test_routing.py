@@ -288,3 +288,12 @@ def test_fp32_routers_train_under_autocast(make, make_batch):
     for gate, old in zip(routing.routers(vlm.model), before, strict=True):
         assert gate.weight.dtype == torch.float32 and gate.weight.grad.dtype == torch.float32
         assert not torch.equal(gate.weight, old)
+
+
+def test_a_token_s_only_expert_tells_the_router_nothing():
+    """Its weight is 1 whatever the router thinks; that is the dense model's function, and why two are the default."""
+    z = logits(20).requires_grad_()
+    routed = routing.route(z, 1)
+    assert torch.equal(routed.weights, torch.ones(20, 1))
+    (slope,) = torch.autograd.grad((routed.weights * torch.arange(20.0).unsqueeze(1)).sum(), z)
+    assert slope.abs().max() < 1e-5

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, Qwen2MoeForCausalLM
 
 import distilvlm
+from distilvlm.models import routing
 from distilvlm.models.upcycle import upcycled_layers
+from distilvlm.recipe import Recipe
 from distilvlm.runs import execute
 from distilvlm.runs.events import read_events
 from distilvlm.runs.stage import StageRun
+from distilvlm.runs.student import Student
 from distilvlm.teachers import LocalTeacher, References
 
 from .conftest import Server, weights
@@ -101,6 +104,21 @@ def test_events_tell_how_experts_were_used_layer_by_layer(whole: tuple[Path, lis
     assert any(layer["dropped"] > 0 for event in updates(run, "d2s") for layer in event["routing"])
     begun = updates(run, "pd")[0]["terms"]
     assert {"chosen_reward", "rejected_reward", "preference_accuracy"} <= begun.keys()
+
+
+def test_how_experts_are_chosen_lasts_until_a_stage_says_otherwise(recipe: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"][2]["reference"] = ["capacity"]
+    further = {**content["stages"][2], "name": "more", "reference": []}
+    content["stages"].append(further)
+    student = Student(Recipe.model_validate(content))
+    chosen = {}
+    for stage in student._recipe.stages:
+        student.transform(stage)
+        student.choose(stage)
+        chosen[stage.name] = {(one.second_expert, one.capacity) for one in routing.routers(student.vlm.model)}
+    drawn = {("gumbel", 0.9)}
+    assert chosen == {"d2d": set(), "d2s": drawn, "pd": {("gumbel", 1.5)}, "more": drawn}
 
 
 def test_references_are_kept_once_per_record(whole: tuple[Path, list[str]], recipe: Path) -> None:

@@ -232,7 +232,9 @@ class Upcycle(Section):
 
     do: Literal["upcycle"]
     experts: int = Field(default=4, ge=2, description="copies of a layer's feed-forward")
-    top_k: int = Field(default=2, ge=1, description="experts that serve a token")
+    top_k: int = Field(
+        default=2, ge=1, description="experts that serve a token; with 1, nothing but loss.balance moves the router"
+    )
     layers: Literal["even", "odd", "first_half", "second_half", "all"] | list[int] = Field(
         default="even", description="which layers become sparse; even: every second one, from layer 0"
     )

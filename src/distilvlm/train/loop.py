@@ -116,7 +116,7 @@ class Loop:
         """How a loss that depends on the whole update (KTO's z0) learns of the other micro-batches.
 
         Where no process has more than one, they speak up within their forward. Otherwise all micro-batches run once
-        more, without gradient, so that the objective is the same whatever their size.
+        more, without gradient, so that the objective is the same whatever their size; what is random is drawn anew.
         """
         if not self.task.objective.agrees or samples <= self.micro_batch * self.accelerator.num_processes:
             return self._summed
