@@ -57,7 +57,7 @@ def lines(directory: Path) -> list[str]:
 def test_they_are_the_teacher_s_log_probabilities(teacher: LocalTeacher, data: StageData, tmp_path: Path) -> None:
     found = References(tmp_path, teacher, "fp32").fill(data, micro_batch=3)
     assert len(found) == 8
-    for index, pair in enumerate(found):
+    for index, pair in found.items():
         batch = collate([data[0, index]])
         model, layout = teacher.vlm.model, teacher.vlm.layout
         with torch.no_grad():
@@ -78,6 +78,16 @@ def test_every_record_is_looked_at_once_however_often_it_comes(
     assert len(lines(tmp_path)) == 7
     monkeypatch.setattr(References, "_look", lambda *_: pytest.fail("the teacher was asked again"))
     assert References(tmp_path, teacher, "fp32").fill(data, micro_batch=1) == first
+
+
+def test_only_records_that_a_stage_shows_are_looked_at(
+    teacher: LocalTeacher, data: StageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = References(tmp_path / "every", teacher, "fp32").fill(data, micro_batch=3)
+    some = References(tmp_path / "some", teacher, "fp32").fill(data, micro_batch=3, shown={5, 1})
+    assert [*some] == [1, 5]
+    assert all(some[index] == pytest.approx(every[index], rel=1e-6) for index in some)
+    assert len(lines(tmp_path / "some")) == 2
 
 
 def test_after_a_kill_they_are_the_same_bit_for_bit(
@@ -109,7 +119,7 @@ def test_processes_share_the_work_although_one_is_late(
             looked[self.rank] += len(indices)
             return super()._look(data, indices, micro_batch)
 
-    def process(rank: int) -> list[tuple[float, float]]:
+    def process(rank: int) -> dict[int, tuple[float, float]]:
         store = Share(tmp_path / "two", teacher, "fp32")
         store.rank = rank
         time.sleep(rank)

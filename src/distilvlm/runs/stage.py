@@ -74,7 +74,9 @@ class StageRun:
 
     def consult(self, teacher: LocalTeacher) -> None:
         """Ask the teacher for all that a preference stage needs of it, which is not needed any more after that."""
-        data = self._material().data
+        material = self._material()
+        data, order = material.data, material.order
+        shown = {index for number in range(material.updates) for _, index in order.update(number)}
         references = References(self.place.references, teacher, self.recipe.machine.precision)
         with self.accelerator.autocast():
             found = references.fill(
@@ -83,6 +85,7 @@ class StageRun:
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 self.accelerator.wait_for_everyone,
+                shown,
             )
         data.reference_reader = found.__getitem__
 

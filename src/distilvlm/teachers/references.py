@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torch import Tensor
@@ -55,33 +55,35 @@ class References:
         rank: int = 0,
         world: int = 1,
         wait: Callable[[], None] = lambda: None,
-    ) -> list[tuple[float, float]]:
-        """Compute what is not kept yet, every process its share; returns both log-probabilities of every record.
+        shown: Collection[int] | None = None,
+    ) -> dict[int, tuple[float, float]]:
+        """Compute what is not kept yet, every process its share; returns both log-probabilities of each record.
 
         Args:
             data: of the stage, without reference log-probabilities.
             micro_batch: records per forward. Under autocast, products run in its dtype.
             wait: returns when every process has called it.
+            shown: the records that the stage shows, if that is not all of them.
 
         Raises:
             DataError: a record can't be loaded.
         """
-        keys = [data.preference_key(index) for index in range(len(data))]
+        keys = {index: data.preference_key(index) for index in sorted(range(len(data)) if shown is None else shown)}
         known = self._kept()
         wait()  # nobody writes before everybody has read: each would leave out other records
         first: dict[str, int] = {}  # a record that comes twice is looked at once
-        for index, key in enumerate(keys):
+        for index, key in keys.items():
             first.setdefault(key, index)
         missing = [index for key, index in first.items() if key not in known]
         if missing:
-            logger.info("reference: %d of %d records are looked at by the teacher", len(missing), len(data))
+            logger.info("reference: %d of %d records are looked at by the teacher", len(missing), len(keys))
         for start in range(rank * RECORDS, len(missing), world * RECORDS):
             own = missing[start : start + RECORDS]
             pairs = self._look(data, own, micro_batch)
             self._write([(keys[index], *pair) for index, pair in zip(own, pairs, strict=True)])
         wait()
         known = self._kept()
-        return [known[key] for key in keys]
+        return {index: known[key] for index, key in keys.items()}
 
     def _look(self, data: StageData, indices: list[int], micro_batch: int) -> list[tuple[float, float]]:
         found: list[tuple[float, float]] = []
