@@ -143,5 +143,5 @@ def test_another_teacher_or_precision_is_another_store(
     with torch.autocast("cpu", torch.bfloat16):
         rounded = References(tmp_path, teacher, "bf16").fill(data, micro_batch=4)
     assert len(list(tmp_path.iterdir())) == 3
-    assert all(a != b for a, b in zip(ours, theirs, strict=True))
-    assert all(a != b and a == pytest.approx(b, rel=0.05) for a, b in zip(ours, rounded, strict=True))
+    assert all(a != b for a, b in zip(ours.values(), theirs.values(), strict=True))
+    assert all(a != b and a == pytest.approx(b, rel=0.05) for a, b in zip(ours.values(), rounded.values(), strict=True))
