@@ -44,9 +44,10 @@ def check_gate(reading: Reading) -> None:
     for setting in settings:
         if (found := re.fullmatch(r"(\w+?)_cf([\d.]+)", setting)) is None:
             continue
-        if found[1] != "zero" and f"{found[1]}_noise" not in reading:
+        drawn = next((name for name in (f"{found[1]}_noise", found[1]) if name in reading), None)
+        if found[1] != "zero" and drawn is None:
             continue
-        noise = None if found[1] == "zero" else reading.input(f"{found[1]}_noise")
+        noise = None if drawn is None else reading.input(drawn)
         for name, value in _gate(logits, noise, float(found[2])).items():
             if (key := f"{setting}.{name}") not in reading:
                 continue
