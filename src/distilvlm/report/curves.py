@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from distilvlm.recipe import TERMS
+
 from .axes import Axis, fitted, labels, reading
+from .experts import Experts, experts
 from .formats import Update
 from .read import Run, Stage
 
@@ -17,8 +20,13 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 16, 10, 42
 POINTS = 300
 """Points per line at most: about one per unit of the picture's width."""
 
-TERMS = ("text", "response", "visual", "relation")
-"""The order of known terms; others follow by name."""
+MEASURES = {
+    "chosen_reward": "reward of chosen answers",
+    "rejected_reward": "reward of rejected answers",
+    "preference_accuracy": "share of records on the right side",
+    "z0": "z0 (how far the student has moved)",
+}
+"""What stands among the terms and is only watched: name → title. Rewards are β times the log-ratio to the reference."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class StageCharts:
     title: str
     names: list[tuple[str, int, str]]  # (run, series, what the stage is called there and how long it is)
     charts: list[Chart]
+    experts: list[Experts]  # of the runs whose student is sparse there
 
 
 def stage_charts(runs: dict[str, Run], series: dict[str, int]) -> list[StageCharts]:
@@ -55,7 +64,8 @@ def stage_charts(runs: dict[str, Run], series: dict[str, int]) -> list[StageChar
         stages = {name: run.stages[index] for name, run in runs.items() if index < len(run.stages)}
         names = [(name, series[name], _length(stage)) for name, stage in stages.items()]
         drawn = {name: stage for name, stage in stages.items() if stage.updates}
-        found.append(StageCharts(f"Stage {index + 1}", names, _charts(drawn, series)))
+        sparse = [use for name, stage in drawn.items() if (use := experts(name, series[name], stage)) is not None]
+        found.append(StageCharts(f"Stage {index + 1}", names, _charts(drawn, series), sparse))
     return found
 
 
@@ -69,13 +79,16 @@ def _length(stage: Stage) -> str:
 
 def _charts(stages: dict[str, Stage], series: dict[str, int]) -> list[Chart]:
     used = {term for stage in stages.values() for update in stage.updates for term in update.terms}
-    ordered = [term for term in TERMS if term in used] + sorted(used - {*TERMS})
+    known = [*TERMS, *MEASURES]
+    ordered = [term for term in known if term in used] + sorted(used.difference(known))
     wanted: list[tuple[str, Callable[[Update], float | None]]] = []
     if len(ordered) == 1:
         wanted.append((f"term: {ordered[0]} (the whole loss)", lambda update: update.loss))
     else:
         wanted.append(("loss (weighted sum)", lambda update: update.loss))
-        wanted += [(f"term: {term}", lambda update, term=term: update.terms.get(term)) for term in ordered]
+        wanted += [
+            (MEASURES.get(term, f"term: {term}"), lambda update, term=term: update.terms.get(term)) for term in ordered
+        ]
     wanted += [
         ("learning rate", lambda update: update.rate),
         ("gradient norm", lambda update: update.gradient_norm),

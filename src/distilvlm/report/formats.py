@@ -183,6 +183,14 @@ class Manifest(Content):
     files: dict[str, FileEntry]
 
 
+class LayerUse(Content):
+    """How a sparse layer was used by the tokens of an update."""
+
+    load: list[float]
+    entropy: float
+    dropped: float
+
+
 class Update(Content):
     """An "update" line of `events.jsonl`."""
 
@@ -194,6 +202,7 @@ class Update(Content):
     gradient_norm: float
     samples: int = 0
     seconds: float
+    routing: list[LayerUse] = []  # of a sparse student, layer by layer
 
 
 class Quarantined(Content):

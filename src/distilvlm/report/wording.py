@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from distilvlm.recipe import Transform
 from distilvlm.runs import about
 
 from .formats import Interval
 from .read import Stage
 
 MINUS = "\u2212"
+
+_TRANSFORM: TypeAdapter[Any] = TypeAdapter(Transform)
 
 LONGEST = 600
 """Characters of an answer that the page shows."""
@@ -69,24 +74,21 @@ def command(words: str | list[str]) -> str:
 
 def transform(steps: list[Any]) -> str:
     """What a stage does to the student before it trains."""
-    said: list[str] = []
-    for step in steps:
-        facts = step if isinstance(step, Mapping) else step.model_dump()
-        rest = [
-            f"{key} {_listed(value)}" if key != "parts" else _listed(value)
-            for key, value in facts.items()
-            if key != "do"
-        ]
-        said.append(" ".join([str(facts.get("do", "")), *rest]))
-    return "; ".join(said)
+    return "; ".join(
+        str(_TRANSFORM.validate_python(dict(step) if isinstance(step, Mapping) else step)) for step in steps
+    )
 
 
 def terms(stage: Stage) -> str:
     """The loss of a stage: `text + response + 0.5 relation`."""
     given = stage.about.terms if stage.about is not None and stage.about.terms else stage.spec.loss.weights
     used = {name: weight for name, weight in given.items() if name != "temperature" and weight}
-    said = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in used.items())
-    warm = stage.spec.loss.temperature
+    loss = stage.spec.loss
+    full = {"preference": f"preference ({loss.preference_kind}, β {loss.beta:g})"}
+    said = " + ".join(
+        full.get(name, name) if weight == 1 else f"{weight:g} {full.get(name, name)}" for name, weight in used.items()
+    )
+    warm = loss.temperature
     return said + (f", temperature {warm:g}" if warm != 1 else "")
 
 
@@ -135,7 +137,3 @@ def _signed(value: float, digits: int = 1) -> str:
     if float(text) == 0:
         return text
     return f"{'+' if value > 0 else MINUS}{text}"
-
-
-def _listed(value: Any) -> str:
-    return ", ".join(str(entry) for entry in value) if isinstance(value, list | tuple) else str(value)
