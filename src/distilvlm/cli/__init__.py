@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import commands, data, doctor, hallucination, report
+from . import checkpoints, commands, data, doctor, hallucination, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Compact vision-language models by distillation.",
 )
 app.add_typer(commands.app)
+app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
 app.add_typer(hallucination.app, name="hallucination")
@@ -42,7 +43,9 @@ def _is_for_the_user(error: Exception) -> bool:
     """Whether the error is one of ours with a message that says what to do; others keep their traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     raised_here = Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
-    return type(error).__module__.startswith("distilvlm.") or (raised_here and isinstance(error, ValueError))
+    return type(error).__module__.startswith("distilvlm.") or (
+        raised_here and isinstance(error, (ValueError, FileExistsError))
+    )
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def serving_table(models: Mapping[str, Serving], where: str) -> Table:
     """A row per model; `where` names the machine."""
     drawn = Table(caption=f"one text at a time, on {where}", caption_justify="left")
     drawn.add_column("model")
-    for column in ("parameters", "active", "weights", "prefill", "decoding", "peak memory"):
+    for column in ("parameters", "active", "weights", "prefill, tokens/s", "decoding, tokens/s", "peak memory"):
         drawn.add_column(column, justify="right")
     for name, one in models.items():
         peak = "–" if one.peak_memory_bytes is None else as_bytes(one.peak_memory_bytes)
@@ -74,8 +74,8 @@ def serving_table(models: Mapping[str, Serving], where: str) -> Table:
             f"{one.parameters:,}",
             f"{one.active_parameters:,}",
             as_bytes(one.weight_bytes),
-            f"{one.prefill:,.0f} tokens/s",
-            f"{one.decoding:,.1f} tokens/s",
+            f"{one.prefill:,.0f}",
+            f"{one.decoding:,.1f}",
             peak,
         )
     return drawn

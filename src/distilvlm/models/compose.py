@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    MODEL_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -25,13 +24,10 @@ from .image_token import place_image_token
 from .language import cut, cut_config, head_of, kept_layers, require_plain_head
 from .save import load
 from .sources import config_from, config_of, drawn, pretrained, tokenizer_of
-from .towers import checkpoint_statistics, family_statistics, layout_of, vision_half
+from .towers import checkpoint_statistics, family_statistics, layout_of, pretrained_tower, vision_half
 from .vlm import VLM, VisionLayout
 
 log = logging.getLogger(__name__)
-
-_OTHER_TOWER = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
-"""What a two-tower checkpoint (CLIP, SigLIP) holds beside its vision half."""
 
 
 def build(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, meta: bool = False) -> VLM:
@@ -149,12 +145,7 @@ def _llava_config(
 def _tower(vision: VisionSpec, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     if vision.source is None:
         return AutoModel.from_config(config, dtype=torch.float32).to(dtype)
-    kind: Any = MODEL_MAPPING[type(config)]  # the vision half's own class, also for a checkpoint of two towers
-
-    def load(source: str, **options: Any) -> Any:
-        return kind.from_pretrained(source, config=config, **options)
-
-    return pretrained(load, vision.source, dtype, ignored=_OTHER_TOWER)
+    return pretrained_tower(vision.source, config, dtype)
 
 
 def _language_model(language: LanguageSpec, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -58,8 +58,8 @@ def directory_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     _restore(path)
-    if os.path.lexists(path) and not replace:
-        raise FileExistsError(f"{path} is there already: choose another directory or remove it")
+    if not replace:
+        require_free(path)
     _make(path.parent)
     partial = _beside(path)
     partial.mkdir()  # not mkdtemp: the result has the permissions of the user's umask
@@ -81,6 +81,12 @@ def directory_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
         raise
     _sync(path.parent)
     remove(aside)
+
+
+def require_free(path: str | Path) -> None:
+    """Refuse a path at which something is: also before long work whose result shall go there."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already: choose another directory or remove it")
 
 
 def manifest(directory: str | Path) -> None:

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, PretrainedConfig
+from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from .sources import pretrained
 from .vlm import VisionLayout
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 CLIP: Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+_OTHER_TOWER = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
+"""What a two-tower checkpoint (CLIP, SigLIP) holds beside its vision half."""
 
 _REFUSED = {
     "convnext": "a convolutional pyramid has no patch tokens",
@@ -119,6 +123,16 @@ def layout_of(
         select=select,
         layer=layer,
     )
+
+
+def pretrained_tower(source: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The vision half of a checkpoint; `config` is that half's. Errors as `sources.pretrained`."""
+    kind: Any = MODEL_MAPPING[type(config)]  # the vision half's own class, also for a checkpoint of two towers
+
+    def load(source: str, **options: Any) -> Any:
+        return kind.from_pretrained(source, config=config, **options)
+
+    return pretrained(load, source, dtype, ignored=_OTHER_TOWER)
 
 
 def family_statistics(model_type: str) -> Statistics:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -102,7 +102,7 @@ def upcycle(
         return replace(model, model=cast(LlavaForConditionalGeneration, inner))
     text: Any = model.config.get_text_config()
     chosen = chosen_layers(text.num_hidden_layers, layers)
-    config = _sparse_config(text, experts, top_k, chosen)
+    config = sparse_config(text, experts, top_k, chosen)
     sparse = _whole(model, config)
     body = _body(sparse)
     wanted = _expanded(_body(model).state_dict(), body, chosen, experts, seed)
@@ -151,7 +151,11 @@ def active_parameters(model: PreTrainedModel) -> tuple[int, int]:
     return total, active
 
 
-def _sparse_config(text: Any, experts: int, top_k: int, chosen: Sequence[int]) -> Qwen2MoeConfig:
+def sparse_config(text: Any, experts: int, top_k: int, chosen: Sequence[int]) -> Qwen2MoeConfig:
+    """The configuration of a dense language model with the layers `chosen` sparse.
+
+    Raises ValueError for one that Qwen2Moe cannot hold, with the reason.
+    """
     _require_fit(text)
     total, width = text.num_hidden_layers, text.intermediate_size
     config = Qwen2MoeConfig(
@@ -237,10 +241,16 @@ def _expanded(
         state[f"{here}experts.gate_up_proj"] = both.expand(experts, *both.shape).contiguous()  # [E, 2 inner, d]
         state[f"{here}experts.down_proj"] = down.expand(experts, *down.shape).contiguous()  # [E, d, inner]
         state[f"{here}gate.weight"] = _router(seed, layer, experts, gate.shape[1], any_weight)
-    for name, parameter in body.named_parameters():
-        if name not in state and (".shared_expert" in name or name.endswith("_proj.bias")):
-            state[name] = any_weight.new_zeros(parameter.shape)
-    return state
+    return state | zeros(body, state, any_weight)
+
+
+def zeros(body: nn.Module, state: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """What a sparse body has and a dense one lacks: shared experts and, where it came from a Llama, biases; all 0."""
+    return {
+        name: like.new_zeros(parameter.shape)
+        for name, parameter in body.named_parameters()
+        if name not in state and (".shared_expert" in name or name.endswith("_proj.bias"))
+    }
 
 
 def _router(seed: int, layer: int, experts: int, width: int, like: Tensor) -> Tensor:
