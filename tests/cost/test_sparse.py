@@ -93,6 +93,13 @@ def test_a_few_layers_of_each_kind_tell_of_all(
     assert phases(s) == pytest.approx(whole, rel=0.1)
 
 
+def test_gradients_of_earlier_micro_batches_are_no_work_of_this_one(recipe: Recipe, models: tuple[VLM, VLM]) -> None:
+    """Also where teacher and student differ in depth."""
+    s = replace(of(recipe, models, D2S), student=with_layers(recipe, 8), accumulates=True)
+    whole = _watch(s, FakeTensorMode(allow_non_fake_inputs=True), range(8), 3, range(3), s.batch)
+    assert phases(s) == pytest.approx(whole, rel=0.05)
+
+
 def test_layers_are_taken_in_rounds_of_one_of_each_kind(recipe: Recipe) -> None:
     # Layers 0, 2, 4 and 6 are sparse: three rounds of both kinds, and one of the sparse kind alone.
     assert lines(with_layers(recipe, 7), 2) == [([0, 1], -2), ([0, 1, 2, 3], 2), ([0, 1, 6], 1)]

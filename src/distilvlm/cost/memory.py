@@ -91,7 +91,7 @@ class Live(TorchDispatchMode):
 
 def phases(situation: Situation) -> dict[str, int]:
     """Most bytes held in each phase of a micro-batch ('vision', 'teacher', 'forward', 'backward'), beyond weights,
-    optimiser and the batch; gradients of what trains are included."""
+    optimiser and the batch; gradients of what trains are included, unless an earlier micro-batch has made them."""
     return _extrapolated(situation, _watch)
 
 
@@ -159,6 +159,11 @@ def _watch(
     grams = step.grams()
     theirs = None if guide is None else features_like(s.batch, guide)
     found: dict[str, int] = {}
+    if s.accumulates:
+        for part in members.values():
+            for parameter in part.values():
+                parameter.grad = make(parameter.detach())
+                weights.append(parameter.grad)
     live = Live([*weights, *(g for g in grams if g is not None), canvas])
     phase = "vision"
 
@@ -168,10 +173,6 @@ def _watch(
         live.restart()
 
     with live:
-        if s.accumulates:
-            for parameters in members.values():
-                for parameter in parameters.values():
-                    parameter.grad = torch.empty_like(parameter)
         if s.computes_vision and not s.vision_trains and batch.features is not None:
             step.batch = replace(step.batch, features=step.vision(canvas))
         if theirs is not None and theirs.numel() and (s.vision_trains or theirs.shape != pictures.shape):

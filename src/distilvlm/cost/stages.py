@@ -249,7 +249,7 @@ class _Stage:
         situation = self._situation(largest=True)
         gradients = 4 * count(self.members)
         if working is None:
-            working = max(0, max(phases(situation).values()) - gradients)
+            working = max(0, max(phases(situation).values()) - (0 if situation.accumulates else gradients))
         student = parameter_bytes(self.student.model, torch.float32)
         teacher = 0 if self.teacher is None else self._teacher_bytes(self.teacher, situation.teacher_dtype)
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}

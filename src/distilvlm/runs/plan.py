@@ -10,16 +10,18 @@ from typing import Any
 
 from distilvlm import cost
 from distilvlm.cost import StageCost
-from distilvlm.data import DataError, Source, StageData, Template, read, showings
+from distilvlm.data import DataError, Source, StageData, read, showings
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import stage_data
 from distilvlm.models import NotHere, build, parts
+from distilvlm.models.stages import students
+from distilvlm.models.upcycle import active_parameters
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec
 
 SAMPLED = 200
-"""Rows of a source that are encoded to estimate response rows per sample."""
+"""Rows of a source that are encoded to estimate rows of the loss terms per sample."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,13 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage, resolved. Rows are per sample that has them; None where the data is not here to be looked at."""
+    """A stage, resolved. Rows are per sample that has them, of a preference those of both answers; None where data is
+    not here to be looked at."""
 
     name: str
     transform: list[str]
+    parameters: int | None  # of the student in this stage, without a sparse one's shared experts of zeros
+    active: int | None  # of these, what serves one token
     trains: list[PartCount]
     data: list[str]
     samples: int | None
@@ -81,17 +86,23 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
 
     Raises:
         RecipeError: the recipe is wrong.
-        ValueError: a stage names a part that the student does not have, or that cannot train.
+        ValueError: a stage names a part that the student does not have, or that cannot train; or the student cannot
+            become sparse as a stage wants it.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     student, student_plan = _model(recipe.student, recipe.seed)
     teacher, teacher_plan = (None, None) if recipe.teacher is None else _model(recipe.teacher, recipe.seed)
     sources = {name: _source(name, spec) for name, spec in recipe.data.items()}
-    stages = [_stage(recipe, stage, student, student_plan, sources) for stage in recipe.stages]
+    trained_as = {} if student is None else students(recipe, student)
+    data = {} if student is None else _data(recipe, student, sources)
+    stages = [
+        _stage(recipe, stage, trained_as.get(stage.name), student_plan, sources, data.get(stage.name))
+        for stage in recipe.stages
+    ]
     machine: str | None = None
     if measure and student is not None:
-        costs = cost.estimate(recipe, student, teacher, data=_data(recipe, student, sources))
+        costs = cost.estimate(recipe, student, teacher, data=data)
         stages = [replace(stage, cost=one) for stage, one in zip(stages, costs, strict=True)]
         machine = cost.this_machine()
     return Plan(recipe.name, student_plan, teacher_plan, stages, machine)
@@ -132,10 +143,18 @@ def _source(name: str, spec: SourceSpec) -> Source | None:
 
 
 def _stage(
-    recipe: Recipe, stage: StageSpec, student: VLM | None, plan: ModelPlan, sources: dict[str, Source | None]
+    recipe: Recipe,
+    stage: StageSpec,
+    student: VLM | None,
+    plan: ModelPlan,
+    sources: Mapping[str, Source | None],
+    data: StageData | None,
 ) -> StagePlan:
+    """`student` as the stage trains it."""
     trains: list[PartCount] = []
+    parameters = active = None
     if student is not None:
+        parameters, active = active_parameters(student.model)
         chosen = parts.choose(student.model, stage.train).parameters
         trains = [PartCount(name, sum(p.numel() for p in members.values())) for name, members in chosen.items()]
     counts = [_samples(recipe.data[name], sources[name]) for name in stage.data]
@@ -145,11 +164,15 @@ def _stage(
         updates = math.ceil(round(stage.optim.epochs * math.ceil(samples / stage.optim.batch), 6))
     weights = stage.loss.weights
     visual = None if plan.visual_tokens is None else float(plan.visual_tokens)
-    response = _response_rows(stage, student, sources)
-    rows = {name: response if name in ("text", "response") else visual for name in weights}
+    positions, learned = _rows(stage, data)
+    rows = {name: visual if name in ("visual", "relation") else learned for name in weights}
+    if "balance" in rows:
+        rows["balance"] = positions
     return StagePlan(
         name=stage.name,
         transform=[str(transform) for transform in stage.transform],
+        parameters=parameters,
+        active=active,
         trains=trains,
         data=list(stage.data),
         samples=samples,
@@ -168,22 +191,22 @@ def _samples(spec: SourceSpec, source: Source | None) -> int | None:
     return None if count is None else showings(count, spec.weight)
 
 
-def _response_rows(stage: StageSpec, student: VLM | None, sources: dict[str, Source | None]) -> float | None:
-    """Mean supervised tokens per sample over the first rows of each source."""
-    if student is None or student.tokenizer is None:
-        return None
+def _rows(stage: StageSpec, data: StageData | None) -> tuple[float | None, float | None]:
+    """Mean positions and supervised tokens per sample over the first rows of each source."""
+    if data is None:
+        return None, None
+    positions: list[int] = []
     learned: list[int] = []
-    for name in stage.data:
-        source = sources[name]
-        if source is None:
-            return None
-        template = Template.of(source.spec.template, student.tokenizer)
-        for index in range(min(SAMPLED, len(source.records))):
+    start = 0
+    for count, _ in data.mixture:
+        for index in range(start, start + min(SAMPLED, count)):
             try:
-                encoded = template.encode(source.records[index], student.layout.placeholders, stage.max_length)
+                sequences = data.sequences(index)
             except RowError:
                 continue  # the run's own check names it; here it only would not count towards the mean
-            learned.append(encoded.learned)
+            positions.append(sum(len(encoded.input_ids) for encoded in sequences))
+            learned.append(sum(encoded.learned for encoded in sequences))
+        start += count
     if not learned:
         raise DataError(f"stage '{stage.name}': none of the first {SAMPLED} rows of its data has anything to learn")
-    return sum(learned) / len(learned)
+    return sum(positions) / len(positions), sum(learned) / len(learned)

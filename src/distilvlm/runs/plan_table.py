@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from distilvlm.cost import StageCost, as_bytes, as_seconds
+from distilvlm.cost import Look, StageCost, as_bytes, as_seconds
 
-from .plan import ModelPlan, PartCount, Plan
+from .plan import ModelPlan, PartCount, Plan, StagePlan
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -20,13 +20,16 @@ def print_plan(plan: Plan, console: Console) -> None:
             console.print(f"{role}: {_model(model)}", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "before it", "trains", "data", "samples", "updates", "batch", "rate"):
-        table.add_column(column, justify="right" if column in ("samples", "updates", "batch", "rate") else "left")
-    table.add_column("loss terms: weight × rows per sample")
-    for stage in plan.stages:
+        right = column in ("samples", "updates", "batch", "rate")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    table.add_column("loss terms: weight × rows per sample", overflow="fold")
+    whole = plan.student.parameters
+    sizes = [(whole, whole), *((stage.parameters, stage.active) for stage in plan.stages)]
+    for stage, before in zip(plan.stages, sizes, strict=False):
         terms = [f"{name} {weight:g} × {_rows(stage.rows[name])}" for name, weight in stage.loss.items()]
         table.add_row(
             stage.name,
-            "\n".join(stage.transform) or "–",
+            "\n".join([*stage.transform, *_size(stage, before)]) or "–",
             "\n".join(_part(part) for part in stage.trains) or "unknown",
             "\n".join(stage.data),
             _number(stage.samples),
@@ -57,10 +60,33 @@ def _print_costs(plan: Plan, console: Console) -> None:
             _known(cost.seconds, as_seconds),
             _disk(cost),
         )
+        if cost.look is not None:
+            table.add_row(*_look(cost.look))
     console.print()
     console.print(table)
     for note, stages in _notes(costs).items():
         console.print(f"{', '.join(stages)}: {note}", highlight=False, soft_wrap=True)
+
+
+def _size(stage: StagePlan, before: tuple[int | None, int | None]) -> list[str]:
+    """What a transform makes of the student's size, in words; nothing where it stays as it was."""
+    if stage.parameters is None or (stage.parameters, stage.active) == before:
+        return []
+    return [f"→ {stage.parameters:,} parameters,", f"   {stage.active:,} serve a token"]
+
+
+def _look(look: Look) -> tuple[str, ...]:
+    """The line of the teacher's look at all records, below its stage's."""
+    records = "its" if look.records is None else f"{look.records:,}"
+    return (
+        f"  before it: teacher, {records} records once",
+        _known(look.peak_memory_bytes, as_bytes),
+        "",
+        "",
+        "",
+        _known(look.seconds, as_seconds),
+        _known(look.disk_bytes, as_bytes),
+    )
 
 
 def _disk(cost: StageCost) -> str:
