@@ -94,7 +94,7 @@ def test_weights_leave_the_file_that_they_were_mapped_from(tmp_path: Path) -> No
 
 def test_the_table_names_every_model_and_what_is_not_known() -> None:
     out = io.StringIO()
-    one = Serving(1_500_000, 1_000_000, 6_000_000, 1234.5, 56.78, None)
-    Console(file=out, width=120).print(serving_table({"dense": one}, "a machine"))
+    one = Serving(1_234_567_890, 987_654, 6_000_000, 1234.5, 56.78, None)
+    Console(file=out, width=80).print(serving_table({"dense": one}, "a machine"))
     text = out.getvalue()
-    assert all(part in text for part in ("dense", "1,500,000", "1,000,000", "6 MB", "1,234", "56.8", "–", "a machine"))
+    assert all(part in text for part in ("dense", "1,234.6 M", "987,654", "6 MB", "1,234", "56.8", "–", "a machine"))

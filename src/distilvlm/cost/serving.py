@@ -71,14 +71,18 @@ def serving_table(models: Mapping[str, Serving], where: str) -> Table:
         peak = "–" if one.peak_memory_bytes is None else as_bytes(one.peak_memory_bytes)
         drawn.add_row(
             name,
-            f"{one.parameters:,}",
-            f"{one.active_parameters:,}",
+            _count(one.parameters),
+            _count(one.active_parameters),
             as_bytes(one.weight_bytes),
             f"{one.prefill:,.0f}",
             f"{one.decoding:,.1f}",
             peak,
         )
     return drawn
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:,.1f} M" if parameters >= 1e6 else f"{parameters:,}"
 
 
 @torch.no_grad()

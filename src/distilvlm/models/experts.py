@@ -44,12 +44,14 @@ def in_turn(self: Any, hidden: Tensor, experts: Tensor, weights: Tensor, dtype: 
     places[order] = torch.arange(order.numel(), device=order.device)
     counts = torch.bincount(chosen, minlength=self.num_experts).tolist()
     pieces = hidden.to(dtype)[order // top_k].split(counts)  # [tokens of an expert, d] each
-    # Taken apart at once: picking one expert after the other makes a gradient of the size of all of them for each.
-    gate_ups, downs = (weight.to(dtype).unbind() for weight in (self.gate_up_proj, self.down_proj))
+    # Taken apart at once: picking one expert after the other makes a gradient of the size of all of them for each. And
+    # gates apart from ups: their common product would have to be put together again going backward.
+    halves = self.gate_up_proj.to(dtype).unflatten(1, (2, -1)).flatten(0, 1).unbind()  # [inner, d] each
+    downs = self.down_proj.to(dtype).unbind()
     served: list[Tensor] = []
-    for piece, gate_up, down in zip(pieces, gate_ups, downs, strict=True):
+    for piece, gate, up, down in zip(pieces, halves[::2], halves[1::2], downs, strict=True):
         if piece.shape[0]:
-            inner = self._apply_gate(nn.functional.linear(piece, gate_up))  # [tokens of the expert, inner]
+            inner = self.act_fn(nn.functional.linear(piece, gate)) * nn.functional.linear(piece, up)
             served.append(nn.functional.linear(inner, down))
     each = torch.cat(served)[places].view(tokens, top_k, -1)
     return (each * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
