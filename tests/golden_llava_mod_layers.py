@@ -17,7 +17,7 @@ from transformers import (
 
 from distilvlm.losses import balance
 from distilvlm.models import routing
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.upcycling import upcycle
 from tests import golden_llava_mod_rules as rules
 from tests.golden_cases import Reading, near, scaled
 

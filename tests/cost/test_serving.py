@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from distilvlm.cost import meter
 from distilvlm.cost.serving import Serving, serving, serving_table
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.upcycling import upcycle
 
 
 def model(layers: int = 2, width: int = 32) -> LlamaForCausalLM:

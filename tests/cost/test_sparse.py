@@ -18,7 +18,7 @@ from distilvlm.cost.scale import filled, lines, scale_model
 from distilvlm.models import build, routing
 from distilvlm.models.language import layer_kinds
 from distilvlm.models.stages import choosing, students
-from distilvlm.models.upcycle import active_parameters, upcycle, upcycled_layers
+from distilvlm.models.upcycling import active_parameters, upcycle, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
 from tests.runs.tiny_mod import STUDENT, write_mod_recipe

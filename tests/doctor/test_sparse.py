@@ -20,7 +20,7 @@ from distilvlm.models import build, routing
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.save import save
 from distilvlm.models.stages import students
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.upcycling import upcycle
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import load_recipe
 from distilvlm.recipe.schema import ModelSpec

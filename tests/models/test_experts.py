@@ -13,7 +13,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
 from distilvlm.models import experts, routing
 from distilvlm.models.save import load, save
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.upcycling import upcycle
 
 TOKENS, WIDTH, EXPERTS, TOP_K = 23, 24, 4, 2
 Forward = Callable[[Qwen2MoeExperts, Tensor, Tensor, Tensor], Tensor]

@@ -17,7 +17,7 @@ from distilvlm.models.llava_mod import load
 from distilvlm.models.save import geometry_of, save
 from distilvlm.models.save import load as load_stock
 from distilvlm.models.sources import NotHere
-from distilvlm.models.upcycle import upcycle, upcycled_layers
+from distilvlm.models.upcycling import upcycle, upcycled_layers
 
 KINDS = {"qwen2-tied": "qwen2", "llama": "llama"}
 ROWS = ["a#bcde", "fg#h"]

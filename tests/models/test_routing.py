@@ -10,7 +10,7 @@ from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock, Qwen2MoeTopKRouter
 
 from distilvlm.models import forward, routing
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.upcycling import upcycle
 
 WIDTH, EXPERTS = 8, 4
 

@@ -27,7 +27,7 @@ from distilvlm.models import forward, parts, routing
 from distilvlm.models.architectures import published
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.save import load, save
-from distilvlm.models.upcycle import active_parameters, chosen_layers, upcycle, upcycled_layers
+from distilvlm.models.upcycling import active_parameters, chosen_layers, upcycle, upcycled_layers
 from distilvlm.recipe.schema import OptimSpec
 from distilvlm.train.optim import adamw
 
@@ -478,3 +478,10 @@ def test_a_language_model_alone_is_saved_by_its_own_means(tmp_path):
     upcycle(dense).save_pretrained(tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     close(logits(again, **texts(dense)), logits(dense, **texts(dense)), torch.float32)
+
+
+def test_it_is_the_rooms_own_function_whatever_was_imported() -> None:
+    import distilvlm.models as room
+
+    # A module of the function's name would hide it: this file, among others, has imported from it.
+    assert room.upcycle is upcycle

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, Qwen2MoeForCausalLM
 
 import distilvlm
 from distilvlm.models import routing
-from distilvlm.models.upcycle import upcycled_layers
+from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.recipe import Recipe
 from distilvlm.runs import execute
 from distilvlm.runs.events import read_events

@@ -13,7 +13,7 @@ from distilvlm.data.batch import CHOSEN, REJECTED, Batch
 from distilvlm.losses import Objective
 from distilvlm.models import routing
 from distilvlm.models.compose import build
-from distilvlm.models.upcycle import upcycle
+from distilvlm.models.upcycling import upcycle
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import LossSpec, ModelSpec, OptimSpec, StageSpec
 from distilvlm.train import Task, objective_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from distilvlm.losses.objective import Objective
-from distilvlm.models.upcycle import upcycled_layers
+from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import TERMS
 

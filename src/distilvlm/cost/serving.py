@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from distilvlm.models.sparse_checkpoint import random_text
-from distilvlm.models.upcycle import active_parameters
+from distilvlm.models.upcycling import active_parameters
 
 from .meter import Meter, resident_bytes
 from .numbers import as_bytes

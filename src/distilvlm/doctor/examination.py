@@ -8,7 +8,7 @@ from pathlib import Path
 from distilvlm.data import DataReport, StageData
 from distilvlm.models import routing
 from distilvlm.models.stages import choosing, made_sparse, upcycle_before
-from distilvlm.models.upcycle import upcycled_layers
+from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher

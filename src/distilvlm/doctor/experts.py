@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from distilvlm.models.stages import students
-from distilvlm.models.upcycle import active_parameters, upcycled_layers
+from distilvlm.models.upcycling import active_parameters, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from distilvlm.data import Order, StageData
 from distilvlm.models.parts import NEVER, parameters_of, summary
-from distilvlm.models.upcycle import active_parameters, upcycled_layers
+from distilvlm.models.upcycling import active_parameters, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 

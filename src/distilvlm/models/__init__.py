@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .parts import choose, parameters_of, summary
     from .save import load
     from .sources import NotHere
+    from .upcycling import upcycle
     from .vlm import VLM, VisionLayout
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "parameters_of",
     "summary",
+    "upcycle",
 ]
 
 # `save` and `fingerprint` are not among them: a function of its module's name would be hidden by the module as soon as
@@ -41,6 +43,7 @@ _HOMES = {
     "load": "save",
     "parameters_of": "parts",
     "summary": "parts",
+    "upcycle": "upcycling",
 }
 
 

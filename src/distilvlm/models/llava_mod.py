@@ -40,7 +40,7 @@ from .image_token import place_image_token
 from .save import Geometry
 from .sources import NotHere, config_of, tokenizer_of
 from .towers import checkpoint_statistics, family_statistics, layout_of, pretrained_tower, vision_half
-from .upcycle import sparse_config, zeros
+from .upcycling import sparse_config, zeros
 from .vlm import VLM
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from .upcycle import upcycled_layers
+from .upcycling import upcycled_layers
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from .files import directory_whole, remove, require_free
 from .fingerprint import fingerprint
 from .save import geometry_of, load, save
 from .sources import config_of, pretrained, tokenizer_of
-from .upcycle import TOLERANCE, upcycle
+from .upcycling import TOLERANCE, upcycle
 
 log = logging.getLogger(__name__)
 

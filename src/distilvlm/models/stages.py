@@ -6,7 +6,7 @@ from distilvlm.recipe.schema import Recipe, StageSpec, Upcycle
 
 from . import routing
 from .routing import SecondExpert
-from .upcycle import upcycle
+from .upcycling import upcycle
 from .vlm import VLM
 
 Choosing = tuple[SecondExpert, float | None]

@@ -15,7 +15,7 @@ from distilvlm.data.problems import RowError
 from distilvlm.data.stage import stage_data
 from distilvlm.models import NotHere, build, parts
 from distilvlm.models.stages import students
-from distilvlm.models.upcycle import active_parameters
+from distilvlm.models.upcycling import active_parameters
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec
