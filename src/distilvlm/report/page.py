@@ -149,7 +149,6 @@ def _page(template: str, **content: Any) -> str:
         "command": wording.command,
         "transform": wording.transform,
         "terms": wording.terms,
-        "student": wording.student,
         "moment": wording.moment,
         "machine": wording.machine,
         "token": wording.token,
