@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import measuring
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -147,6 +148,7 @@ class Contenders:
 
     def __init__(self, options: argparse.Namespace, dtype: str) -> None:
         self.options = options
+        AcceleratorState._reset_state()  # which else holds to the first dtype of the process
         self.accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision="no" if dtype == "fp32" else "bf16")
         self.student, self.teacher = model(options.student, options.device), model(options.teacher, options.device)
         self.teacher.model.requires_grad_(False)
