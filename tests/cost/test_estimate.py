@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import distilvlm
-from distilvlm.cost import Measured, StageCost, compare, estimate, line, load, record
+from distilvlm.cost import Look, Measured, StageCost, compare, estimate, line, load, record
 from distilvlm.cost.disk import safetensors_bytes
 from distilvlm.cost.meter import bytes_under
 from distilvlm.models import build
@@ -112,3 +112,15 @@ def test_both_stand_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "cost.json").write_text(json.dumps(record([cost, StageCost("dft", 1, 1.0, 1)], {"sft": measured})))
     assert load(tmp_path / "cost.json") == {"sft": measured}
     assert load(tmp_path / "none.json") == {}
+
+
+def test_the_look_of_a_teacher_is_told_before_and_not_after() -> None:
+    cost = StageCost("pd", 1_900_000_000, 1.2, 500, look=Look(80_000, 21_000_000_000, 7200.0, 1))
+    before = line(cost)
+    assert before.endswith(
+        "before it, the teacher looks at 80,000 records once: 21 GB of memory, 2 h 0 min in all, estimated"
+    )
+    assert "looks" not in line(cost, Measured(1, 1.0, 1))
+    unknown = StageCost("pd", 1, None, 1, look=Look(None, None, None, None))
+    assert line(unknown).endswith("its records once: unknown of memory, unknown in all, estimated")
+    assert record([cost], {})["stages"][0]["look"]["records"] == 80_000

@@ -79,7 +79,7 @@ def really(s: Situation, language: list[int], teacher: list[int]) -> dict[str, i
     if guide is not None:
         guide.model.requires_grad_(False)
         known += [*guide.model.parameters(), *guide.model.buffers()]
-    step = Step(student, guide, s.objective, s.batch, None, torch.device("cpu"))
+    step = Step(student, guide, s.objective, s.batch, s.autocast, torch.device("cpu"))
     grams = step.grams()
     live = Live([*known, *(g for g in grams if g is not None)])
     peaks: dict[str, int] = {}

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from distilvlm.recipe import load_recipe
 from distilvlm.report.page import render
 from distilvlm.report.read import read
 from distilvlm.runs.execute import run
 from tests.report.tiny import write_comparison, write_new_files
 from tests.runs.tiny import write_recipe
+from tests.runs.tiny_mod import write_mod_recipe
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +35,17 @@ def run_page(finished: Path) -> str:
 @pytest.fixture(scope="session")
 def comparison_page(comparison: Path) -> str:
     return render(read(comparison))
+
+
+@pytest.fixture(scope="session")
+def sparse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three stages: dense, sparse, preferences."""
+    directory = tmp_path_factory.mktemp("sparse")
+    changes = ["stages.d2s.reference=[capacity]", "stages.pd.loss.desirable=1.5"]
+    run(load_recipe(write_mod_recipe(directory), changes), directory=directory / "run")
+    return directory / "run"
+
+
+@pytest.fixture(scope="session")
+def sparse_page(sparse_run: Path) -> str:
+    return render(read(sparse_run))

@@ -38,14 +38,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pages(run_page: str, comparison_page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(
+    run_page: str, comparison_page: str, sparse_page: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("pages")
-    for name, page in (("run", run_page), ("comparison", comparison_page)):
+    made = {"run": run_page, "comparison": comparison_page, "sparse": sparse_page}
+    for name, page in made.items():
         (directory / f"{name}.html").write_text(page)
-    return {name: directory / f"{name}.html" for name in ("run", "comparison")}
+    return {name: directory / f"{name}.html" for name in made}
 
 
-@pytest.mark.parametrize("name", ["run", "comparison"])
+@pytest.mark.parametrize("name", ["run", "comparison", "sparse"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_screen(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     browser.open(pages[name], width)
@@ -99,9 +102,22 @@ CONTRAST = """
 """
 
 
+@pytest.mark.parametrize("name", ["comparison", "sparse"])
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_has_the_contrast_of_wcag_aa(browser: Browser, pages: dict[str, Path], dark: bool) -> None:
-    browser.open(pages["comparison"], 1280, dark=dark)
+def test_text_has_the_contrast_of_wcag_aa(browser: Browser, pages: dict[str, Path], dark: bool, name: str) -> None:
+    browser.open(pages[name], 1280, dark=dark)
     paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")
     assert browser.evaluate(CONTRAST) >= 4.5
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_map_of_experts_is_seen_as_high_as_its_rows(browser: Browser, pages: dict[str, Path], width: int) -> None:
+    browser.open(pages["sparse"], width, scripts=False)
+    maps = "[...document.querySelectorAll('svg.experts')].map((e) => e.getBoundingClientRect())"
+    shown = browser.evaluate(f"{maps}.map((box) => [Math.round(box.height), box.width > 150])")
+    assert shown == [[4 * 13 - 1, True]] * 4  # two layers in each of two stages
+    colours = browser.evaluate(
+        "[...new Set([...document.querySelectorAll('.experts path')].map((e) => getComputedStyle(e).fill))].length"
+    )
+    assert colours == 3  # less than an even share, even, more

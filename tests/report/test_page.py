@@ -54,7 +54,7 @@ class Reader(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
-@pytest.fixture(params=["run_page", "comparison_page"])
+@pytest.fixture(params=["run_page", "comparison_page", "sparse_page"])
 def page(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(request.param)
 

@@ -31,6 +31,14 @@ def line(cost: StageCost, measured: Measured | None = None) -> str:
         _pair(cost.seconds_per_update, measured and measured.seconds_per_update, as_seconds, " per update"),
         _pair(cost.disk_bytes, measured and measured.disk_bytes, as_bytes, " on disk"),
     ]
+    if cost.look is not None and measured is None:
+        records = "its" if cost.look.records is None else f"{cost.look.records:,}"
+        memory, seconds = cost.look.peak_memory_bytes, cost.look.seconds
+        shown.append(
+            f"before it, the teacher looks at {records} records once: "
+            f"{'unknown' if memory is None else as_bytes(memory)} of memory, "
+            f"{'unknown' if seconds is None else as_seconds(seconds)} in all, estimated"
+        )
     return f"stage '{cost.stage}': " + "; ".join(shown)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -11,9 +11,10 @@ from markupsafe import Markup
 from distilvlm.recipe import TERMS
 
 from .axes import Axis, fitted, labels, reading
-from .experts import Experts, experts
+from .experts import Experts, experts, mean_dropped, mean_entropy
 from .formats import Update
 from .read import Run, Stage
+from .wording import preference_kind
 
 WIDTH, HEIGHT = 380, 226
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 10, 42
@@ -21,12 +22,23 @@ POINTS = 300
 """Points per line at most: about one per unit of the picture's width."""
 
 MEASURES = {
-    "chosen_reward": "reward of chosen answers",
-    "rejected_reward": "reward of rejected answers",
-    "preference_accuracy": "share of records on the right side",
-    "z0": "z0 (how far the student has moved)",
+    "chosen_reward": "reward of chosen (β · log-ratio)",
+    "rejected_reward": "reward of rejected (β · log-ratio)",
+    "preference_accuracy": "records on the right side (share)",
+    "z0": "z0: how far the student has moved (nats)",
 }
-"""What stands among the terms and is only watched: name → title. Rewards are β times the log-ratio to the reference."""
+"""What stands among the terms and is only watched: name → title."""
+
+PREFERENCES = (
+    "A log-ratio is an answer's log-probability under the student less that under its reference, in nats. On the right "
+    "side are pairs whose chosen answer has the greater one, and rated answers above z0 if good, below it if not."
+)
+
+ROUTERS: dict[str, Callable[[Update], float | None]] = {
+    "router entropy (of the largest)": lambda update: mean_entropy(update.routing),
+    "choices dropped (share)": lambda update: mean_dropped(update.routing),
+}
+"""Title → value, of sparse students: means over their layers."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class StageCharts:
     title: str
     names: list[tuple[str, int, str]]  # (run, series, what the stage is called there and how long it is)
     charts: list[Chart]
+    note: str  # what the charts' values mean, where their titles do not say it all
     experts: list[Experts]  # of the runs whose student is sparse there
 
 
@@ -65,7 +78,8 @@ def stage_charts(runs: dict[str, Run], series: dict[str, int]) -> list[StageChar
         names = [(name, series[name], _length(stage)) for name, stage in stages.items()]
         drawn = {name: stage for name, stage in stages.items() if stage.updates}
         sparse = [use for name, stage in drawn.items() if (use := experts(name, series[name], stage)) is not None]
-        found.append(StageCharts(f"Stage {index + 1}", names, _charts(drawn, series), sparse))
+        note = PREFERENCES if any(stage.spec.loss.preference for stage in drawn.values()) else ""
+        found.append(StageCharts(f"Stage {index + 1}", names, _charts(drawn, series), note, sparse))
     return found
 
 
@@ -82,13 +96,18 @@ def _charts(stages: dict[str, Stage], series: dict[str, int]) -> list[Chart]:
     known = [*TERMS, *MEASURES]
     ordered = [term for term in known if term in used] + sorted(used.difference(known))
     wanted: list[tuple[str, Callable[[Update], float | None]]] = []
-    if len(ordered) == 1:
-        wanted.append((f"term: {ordered[0]} (the whole loss)", lambda update: update.loss))
-    else:
+    weighed = [term for term in ordered if term not in MEASURES]
+    if len(weighed) > 1:
         wanted.append(("loss (weighted sum)", lambda update: update.loss))
-        wanted += [
-            (MEASURES.get(term, f"term: {term}"), lambda update, term=term: update.terms.get(term)) for term in ordered
-        ]
+    for term in ordered:
+        whole = [term] == weighed
+        title = _title(term, stages.values(), whole)
+        wanted.append((title, lambda update, term=term, whole=whole: update.loss if whole else update.terms.get(term)))
+    wanted += [
+        (title, value)
+        for title, value in ROUTERS.items()
+        if any(value(update) for stage in stages.values() for update in stage.updates)
+    ]
     wanted += [
         ("learning rate", lambda update: update.rate),
         ("gradient norm", lambda update: update.gradient_norm),
@@ -104,6 +123,26 @@ def _charts(stages: dict[str, Stage], series: dict[str, int]) -> list[Chart]:
         if lines:
             charts.append(chart(title, lines, smooth=title != "learning rate"))
     return charts
+
+
+def _title(term: str, stages: Collection[Stage], whole: bool) -> str:
+    """A term's name, with what its values are to be held against where that is the same for all runs."""
+    if term in MEASURES:
+        return MEASURES[term]
+    found = {_note(term, stage) for stage in stages if any(term in update.terms for update in stage.updates)}
+    notes = [note for note in (found.pop() if len(found) == 1 else "", "the whole loss" if whole else "") if note]
+    return f"term: {term}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _note(term: str, stage: Stage) -> str:
+    if term == "preference":
+        return preference_kind(stage.spec.loss)
+    if term == "balance":
+        # 1 per layer and answer that is learned, where all experts serve alike
+        answers = 2 if stage.spec.loss.preference and stage.spec.loss.preference_kind != "kto_unpaired" else 1
+        layers = max(len(update.routing) for update in stage.updates)
+        return f"{layers * answers} at best" if layers else ""
+    return ""
 
 
 def chart(title: str, lines: Sequence[Line], smooth: bool = True) -> Chart:

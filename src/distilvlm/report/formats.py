@@ -128,11 +128,20 @@ class Trains(Content):
     dtype: str = ""
 
 
+class Student(Content):
+    """The student as a stage trains it."""
+
+    parameters: int
+    active_parameters: int  # that serve one token
+    sparse_layers: list[int] = []
+
+
 class AboutStage(Content):
     """`RUN/stages/NN-NAME/about.json`."""
 
     stage: str
     transform: list[Any] = []
+    student: Student | None = None
     trains: dict[str, Trains] = {}
     data: dict[str, dict[str, Any]] = {}
     updates: int | None = None
@@ -160,10 +169,19 @@ class Cost(Content):
     disk_bytes: float | None = None
 
 
+class Look(Content):
+    """What a teacher's look at all records takes, before a stage of preferences."""
+
+    records: int | None = None
+    peak_memory_bytes: float | None = None
+    seconds: float | None = None
+
+
 class StageCost(Content):
     stage: str
     estimate: Cost
     measured: Cost | None = None
+    look: Look | None = None  # estimated
 
 
 class CostFile(Content):

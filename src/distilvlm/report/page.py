@@ -149,6 +149,7 @@ def _page(template: str, **content: Any) -> str:
         "command": wording.command,
         "transform": wording.transform,
         "terms": wording.terms,
+        "student": wording.student,
         "moment": wording.moment,
         "machine": wording.machine,
         "token": wording.token,

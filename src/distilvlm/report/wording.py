@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from distilvlm.recipe import Transform
+from distilvlm.recipe.schema import LossSpec
 from distilvlm.runs import about
 
 from .formats import Interval
@@ -84,12 +85,30 @@ def terms(stage: Stage) -> str:
     given = stage.about.terms if stage.about is not None and stage.about.terms else stage.spec.loss.weights
     used = {name: weight for name, weight in given.items() if name != "temperature" and weight}
     loss = stage.spec.loss
-    full = {"preference": f"preference ({loss.preference_kind}, β {loss.beta:g})"}
+    full = {"preference": f"preference ({preference_kind(loss)})"}
     said = " + ".join(
         full.get(name, name) if weight == 1 else f"{weight:g} {full.get(name, name)}" for name, weight in used.items()
     )
     warm = loss.temperature
-    return said + (f", temperature {warm:g}" if warm != 1 else "")
+    said += f", temperature {warm:g}" if warm != 1 else ""
+    return said + (f"; as LLaVA-MoD's code: {', '.join(stage.spec.reference)}" if stage.spec.reference else "")
+
+
+def preference_kind(loss: LossSpec) -> str:
+    """Which preference loss, and what shapes it: `kto, β 0.1`."""
+    shaping = {"λ desirable": loss.desirable, "λ undesirable": loss.undesirable}
+    said = [f"{name} {value:g}" for name, value in shaping.items() if value != 1]
+    said += [f"label smoothing {loss.label_smoothing:g}"] if loss.label_smoothing else []
+    return ", ".join([loss.preference_kind, f"β {loss.beta:g}", *said])
+
+
+def student(stages: Sequence[Stage], index: int) -> str:
+    """The student's size from this stage on, where the stage changes it: `33,904 parameters, 27,760 serve a token`."""
+    sizes = [None if stage.about is None else stage.about.student for stage in stages[: index + 1]]
+    size, before = sizes[index], next((one for one in reversed(sizes[:index]) if one is not None), None)
+    if size is None or not size.sparse_layers or (before is not None and before.parameters == size.parameters):
+        return ""
+    return f"{size.parameters:,} parameters, {size.active_parameters:,} serve a token"
 
 
 def moment(text: str | None) -> str:

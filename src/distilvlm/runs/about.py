@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from distilvlm.data import DataReport
 from distilvlm.models.files import write_whole
+from distilvlm.models.upcycling import active_parameters, upcycled_layers
 from distilvlm.recipe import StageSpec
 
 PACKAGES = ("distilvlm", "torch", "transformers", "accelerate")
@@ -80,12 +82,24 @@ def end(file: Path) -> None:
 
 
 def stage(
-    file: Path, spec: StageSpec, trains: Mapping[str, Mapping[str, nn.Parameter]], report: DataReport, updates: int
+    file: Path,
+    spec: StageSpec,
+    student: PreTrainedModel,
+    trains: Mapping[str, Mapping[str, nn.Parameter]],
+    report: DataReport,
+    updates: int,
 ) -> None:
-    """Record what a stage trains (part -> its parameters), on what, for how many updates, against what."""
+    """Record what a stage trains (part -> its parameters) of which student, on what, for how many updates, against
+    what."""
+    parameters, active = active_parameters(student)
     content = {
         "stage": spec.name,
         "transform": [transform.model_dump() for transform in spec.transform],
+        "student": {
+            "parameters": parameters,
+            "active_parameters": active,
+            "sparse_layers": upcycled_layers(student.config),
+        },
         "trains": {
             part: {
                 "parameters": sum(parameter.numel() for parameter in members.values()),
