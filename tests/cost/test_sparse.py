@@ -140,7 +140,7 @@ def test_the_student_is_the_sparse_one_from_the_upcycle_on(recipe: Recipe, model
     assert d2s.memory["teacher"] > 0 == pd.memory["teacher"]  # its two numbers a record are kept
 
 
-def test_the_teacher_looks_at_every_record_before_a_stage_of_preferences(
+def test_the_teacher_looks_at_what_a_stage_of_preferences_shows_before_it(
     recipe: Recipe, models: tuple[VLM, VLM]
 ) -> None:
     d2d, _, pd = estimate(recipe, *models, budget=1.0)
@@ -154,6 +154,12 @@ def test_the_teacher_looks_at_every_record_before_a_stage_of_preferences(
     assert alone.memory["working"] == pd.memory["working"] > 0  # the stage itself needs no teacher
     assert alone.look is not None and alone.look.peak_memory_bytes is None
     assert any("needs the teacher" in note for note in alone.notes)
+    optim = recipe.stages[PD].optim.model_copy(update={"epochs": None, "updates": 1})
+    short = recipe.model_copy(
+        update={"stages": [*recipe.stages[:PD], recipe.stages[PD].model_copy(update={"optim": optim})]}
+    )
+    (one_update,) = estimate(short, models[0], None, stages=["pd"], measure=False)
+    assert one_update.look is not None and one_update.look.records == optim.batch < 12
 
 
 def test_z0_of_several_micro_batches_takes_one_more_forward(recipe: Recipe, models: tuple[VLM, VLM]) -> None:

@@ -1,4 +1,4 @@
-"""What it takes, before a stage of preferences begins, that the teacher looks at every record once."""
+"""What it takes, before a stage of preferences begins, that the teacher looks once at every record that it shows."""
 
 from __future__ import annotations
 

@@ -268,10 +268,12 @@ class _Stage:
         return held
 
     def _look(self, clock: Clock | None, same: StageCost | None) -> Look:
-        """The teacher's look at all records, by one process of those that share it."""
+        """The teacher's look at the records that the stage shows, by one process of those that share it."""
         if same is not None and same.look is not None:
             return same.look
         records, teacher = self.shapes.samples, self.reference
+        if records is not None and self.shapes.total is not None:
+            records = min(records, self.shapes.total * self.spec.optim.batch)
         kept = None if records is None else BYTES * records
         if teacher is None:
             return Look(records, None, None, kept)

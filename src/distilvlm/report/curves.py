@@ -17,7 +17,7 @@ from .read import Run, Stage
 from .wording import preference_kind
 
 WIDTH, HEIGHT = 380, 226
-LEFT, RIGHT, TOP, BOTTOM = 54, 16, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 10, 42
 POINTS = 300
 """Points per line at most: about one per unit of the picture's width."""
 

@@ -76,7 +76,7 @@ def _size(stage: StagePlan, before: tuple[int | None, int | None]) -> list[str]:
 
 
 def _look(look: Look) -> tuple[str, ...]:
-    """The line of the teacher's look at all records, below its stage's."""
+    """The line of the teacher's look at the records, below its stage's."""
     records = "its" if look.records is None else f"{look.records:,}"
     return (
         f"  before it: teacher, {records} records once",
