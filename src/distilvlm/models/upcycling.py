@@ -197,8 +197,8 @@ def _require_fit(text: Any) -> None:
         (head * text.num_attention_heads != text.hidden_size, f"its heads are {head} wide, not hidden size / heads"),
         (
             text.intermediate_size % 4 != 0,
-            f"its feed-forward is {text.intermediate_size} wide, and torch multiplies experts in multiples of 16 bytes: 4 "
-            "numbers in fp32",
+            f"its feed-forward is {text.intermediate_size} wide: torch multiplies experts in multiples of 16 bytes, "
+            "4 numbers in fp32",
         ),
     ):
         if wrong:
