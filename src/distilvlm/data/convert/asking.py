@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from distilvlm.data.boxes import Box, written
 from distilvlm.data.convert.absent import Absences, Negatives, by_hash
-from distilvlm.data.convert.boxes import Box, Boxed, written
+from distilvlm.data.convert.boxes import Boxed
 from distilvlm.data.convert.items import Item, asked, filled
 from distilvlm.data.convert.naming import article, sentence
 from distilvlm.data.problems import DataError

@@ -1,0 +1,9 @@
+"""Where a model says that things are: boxes read strictly, compared with the true ones, and drawn.
+
+Read `measure.py` first; how boxes are written is in `distilvlm.data.boxes`.
+"""
+
+from distilvlm.data.boxes import padded, parsed, unpadded
+from distilvlm.evaluate.grounding.overlap import iou
+
+__all__ = ["iou", "padded", "parsed", "unpadded"]
