@@ -214,8 +214,7 @@ def _skeleton(module: nn.Module, base: Anatomy, index: int | None = None) -> nn.
 def _plain_twin(module: nn.Module, base: Anatomy, index: int | None) -> nn.Module:
     """What a quantised module would be if it were not, with values that mean nothing."""
     config = copy.deepcopy(base.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     with no_init_weights():
         if index is not None:
             kind: Any = type(module)

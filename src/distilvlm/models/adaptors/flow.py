@@ -124,8 +124,8 @@ class Insertion:
             inner._gradient_checkpointing_func = layer._gradient_checkpointing_func
             if getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
                 raise ValueError(
-                    "reentrant gradient checkpointing loses the gradient of layers behind a frozen embedding: enable it "
-                    "with {'use_reentrant': False}"
+                    "reentrant gradient checkpointing loses the gradient of layers behind a frozen embedding: "
+                    "enable it with {'use_reentrant': False}"
                 )
             if layer.training:  # then no cache is written
                 return kwargs | {name: None for name in _CACHE_NAMES if name in kwargs}
@@ -198,8 +198,8 @@ class Replacement:
         placeholders = self.host.passing.placeholders
         if placeholders is None:
             raise ValueError(
-                "a batch of several workflows shows pictures, and nothing says to which rows they belong: give the Llava "
-                "input_ids with its image tokens, or project each workflow's own, under host.use(workflow)"
+                "a batch of several workflows shows pictures, and nothing says to which rows they belong: give the "
+                "Llava input_ids with its image tokens, or project each workflow's own, under host.use(workflow)"
             )
         counts = placeholders.to(features.device) // features.shape[1]
         row = torch.arange(len(counts), device=features.device).repeat_interleave(counts)  # [pictures]

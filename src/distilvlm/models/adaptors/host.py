@@ -198,8 +198,8 @@ class Host:
         thread = threading.get_ident()
         if self._users and self._users[-1] != thread:
             raise RuntimeError(
-                f"another thread uses this model in workflow {self._active}: put both threads' rows into one batch with a "
-                "workflow for each row, or let one wait"
+                f"another thread uses this model in workflow {self._active}: put both threads' rows into one batch "
+                "with a workflow for each row, or let one wait"
             )
         before = self._active
         self.set(workflow)
@@ -259,8 +259,8 @@ class Host:
             return [] if self._active == TEXT else [(self[self._active], None)]
         if batch != len(self._active):
             raise ValueError(
-                f"workflows are given for {len(self._active)} rows, the batch has {batch}: beams, several answers to a row "
-                "and flattened rows need one workflow for the whole batch"
+                f"workflows are given for {len(self._active)} rows, the batch has {batch}: beams, several answers to a "
+                "row and flattened rows need one workflow for the whole batch"
             )
         key = (self._active, device)
         if key not in self._rows:

@@ -25,7 +25,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 class FullPrecision:
-    """The weights of a base before it was quantised: a state dict, or a directory of safetensors read piece by piece."""
+    """A base's weights from before it was quantised: a state dict, or a directory of safetensors read in pieces."""
 
     def __init__(self, source: Mapping[str, Tensor] | str | Path) -> None:
         self._state: dict[str, Tensor] | None = None

@@ -1,9 +1,10 @@
 """Slots of inserted layers in a key-value cache of transformers', and who may use it.
 
-A cache that `generate` makes has a slot for each of the host's layers. In a workflow with an adaptor it grows: slot L is a
-`Ledger`, which holds no keys and says in which workflow each row was read; behind it lie the slots of inserted layers, of
-the kind of the slot that their frozen layer has. Keys of the host's own layers depend on the workflow, too, since what
-they read does: a cache serves the workflow that made it, and no other. The workflow without adaptors leaves it as it is.
+A cache that `generate` makes has a slot for each of the host's layers. In a workflow with an adaptor it grows: slot L
+is a `Ledger`, which holds no keys and says in which workflow each row was read; behind it lie the slots of inserted
+layers, of the kind of the slot that their frozen layer has. Keys of the host's own layers depend on the workflow, too,
+since what they read does: a cache serves the workflow that made it, and no other. The workflow without adaptors leaves
+it as it is.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ def require(cache: Cache, depth: int, active: Sequence[Workflow]) -> None:
         del cache.layers[depth:]
         return
     raise ValueError(
-        f"this key-value cache was filled in workflow {_told(held)}, and {_told(active)} is active: no workflow can read "
-        "another's keys. Start with a new cache, which reads the whole conversation again"
+        f"this key-value cache was filled in workflow {_told(held)}, and {_told(active)} is active: no workflow can "
+        "read another's keys. Start with a new cache, which reads the whole conversation again"
         + ("; where rows left the batch, say host.select(rows), too" if len(held) != len(active) > 1 else "")
     )
 
@@ -132,8 +133,8 @@ def make_room(
     """
     if getattr(cache, "offloading", False):
         raise ValueError(
-            "an offloaded cache moves its slots in the order of the host's layers, and an adaptor's are not among them: "
-            "use cache_implementation 'dynamic' or 'static'"
+            "an offloaded cache moves its slots in the order of the host's layers, and an adaptor's are not among "
+            "them: use cache_implementation 'dynamic' or 'static'"
         )
     while len(cache.layers) < depth:  # made without a configuration, it grows while layers run
         assert cache.layer_class_to_replicate is not None
