@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
+from .adaptors import Host
+
 
 @torch.no_grad()
 def greedy(
@@ -21,6 +23,9 @@ def greedy(
 ) -> list[list[int]]:
     """The likeliest next token, again and again; a row that has ended leaves the batch.
 
+    A model with adaptors answers in its active workflow, or each row in its own (`Host.use`): to its end, the caller
+    keeps that active.
+
     Args:
         embedded: [samples, length, d] prompts from `forward.embeddings`, left-padded.
         attention_mask: [samples, length] int64, 1 = real.
@@ -32,7 +37,7 @@ def greedy(
         the new ids of each sample, without the one that ended it.
     """
     answers: list[list[int]] = [[] for _ in range(embedded.shape[0])]
-    embed = model.get_input_embeddings()
+    embed, host = model.get_input_embeddings(), Host.of(model)
     mask = attention_mask
     alive = list(range(embedded.shape[0]))  # sample of each row that is still in the batch
     cache = DynamicCache(config=model.config.get_text_config())
@@ -59,6 +64,8 @@ def greedy(
         if len(staying) < len(alive):
             rows = torch.tensor(staying, device=mask.device)
             cache.batch_select_indices(rows)
+            if host is not None:
+                host.select(staying)
             chosen, mask = chosen[rows], mask[rows]
             alive = [alive[row] for row in staying]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
