@@ -22,7 +22,7 @@ Shares = tuple[float, float, float, float]
 REFERRING = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
 """LLaVA-1.5's question for referring expressions, which IAA asks, too."""
 
-_NUMBER = r"\s*((?:0|1)?\.\d+|[01])\s*"
+_NUMBER = r"\s*([01]?\.[0-9]+|[01])\s*"
 _BOX = re.compile(rf"\[{','.join([_NUMBER] * 4)}\]")
 
 
