@@ -58,7 +58,7 @@ NEVER = {
 }
 """Parts that never train, and why."""
 
-_ADAPTORS = "adaptors."
+ADAPTORS = "adaptors."
 """Beginning of the names of adaptors' parameters, which are not the stock model's: `adaptors.NAME.layers.0....`"""
 
 _OF_AN_ADAPTOR = {
@@ -135,14 +135,14 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
 def named(model: LlavaForConditionalGeneration) -> Parameters:
     """All parameters by name, those of adaptors behind the stock model's own. Shared ones stand there once."""
     host = Host.of(model)
-    beside = {} if host is None else {_ADAPTORS + name: p for name, p in host.adaptors.named_parameters()}
-    return dict(model.named_parameters()) | beside
+    own = dict(model.named_parameters())
+    return own if host is None else own | {ADAPTORS + name: p for name, p in host.adaptors.named_parameters()}
 
 
 def beside(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
     """The weights of adaptors, by the names that `named` gives their parameters; of a stock model, none."""
     host = Host.of(model)
-    return {} if host is None else {_ADAPTORS + name: value for name, value in host.adaptors.state_dict().items()}
+    return {} if host is None else {ADAPTORS + name: value for name, value in host.adaptors.state_dict().items()}
 
 
 def freeze(model: LlavaForConditionalGeneration) -> None:
@@ -215,8 +215,8 @@ def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
     parts: dict[str, Parameters] = {leaf: {} for leaf in LEAVES}
     active = active_adaptor(model)
     for name, parameter in named(model).items():  # a tied head appears once, under the embedding's name
-        if name.startswith(_ADAPTORS):
-            whose, kind = name.removeprefix(_ADAPTORS).split(".")[:2]
+        if name.startswith(ADAPTORS):
+            whose, kind = name.removeprefix(ADAPTORS).split(".")[:2]
             leaf = f"adaptor.{_OF_AN_ADAPTOR[kind]}" if whose == active else "adaptor.idle"
         else:
             leaf = "language.unused" if upcycled and ".mlp.shared_expert" in name else _leaf(name, unread)
