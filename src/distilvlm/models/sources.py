@@ -59,6 +59,14 @@ def host_facts(source: str | Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
+def _require_stock(source: str) -> None:
+    if host_facts(source) is not None:
+        raise ValueError(
+            f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. Its base is named "
+            "in it; as a whole it can be a student's or teacher's 'from', or be asked (distilvlm evaluate --workflow)"
+        )
+
+
 def refuse_pickled(directory: str | Path) -> None:
     """Weights are read from safetensors only; unpickling a file can run any program.
 
@@ -79,11 +87,7 @@ def config_of(source: str, offline_first: bool) -> PretrainedConfig:
     `offline_first` (a plan): what is cached, then the published architectures that we know, and only then the hub.
     """
     if is_local(source):
-        if host_facts(source) is not None:
-            raise ValueError(
-                f"{source} holds adaptors and no model of its own: their base, which it names, stays as it is. Use it "
-                "as a whole ('from' of a student or teacher, `evaluate --workflow`); a stock checkpoint is wanted here"
-            )
+        _require_stock(source)
         return _had(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source)
     if offline_first:
         try:
@@ -103,7 +107,8 @@ def tokenizer_of(source: str, plan: bool) -> PreTrainedTokenizerBase | None:
         except (OSError, ValueError):
             log.info("the tokenizer of %s is not at hand: planning without it", source)
             return None
-    is_local(source)
+    if is_local(source):
+        _require_stock(source)
     return _had(lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False), source)
 
 
