@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from . import slots
 from .adaptor import Adaptor
+from .config import TEXT
 
 if TYPE_CHECKING:
     from .host import Host
@@ -42,7 +43,8 @@ class Entry:
         self.host = host
 
     def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.host.require_same_tables()
+        if self.host.active != TEXT:
+            self.host.require_same_tables()
         self.host.passing.chain.clear()
         if (cache := _cache(args, kwargs)) is not None:
             slots.require(cache, self.host.base.depth, self.host.workflows)
@@ -149,7 +151,7 @@ class Replacement:
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         passing = self.host.passing
         passing.replaced.pop(self.part, None)
-        shares = self._shares(args[0]) if self.host.active != "text" else []
+        shares = self._shares(args[0]) if self.host.active != TEXT else []
         if not shares:
             return None
         given: Tensor = args[0]

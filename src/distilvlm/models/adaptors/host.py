@@ -162,8 +162,9 @@ class Host:
     def bytes(self, name: str) -> int:
         """What a workflow's own weights take: an adaptor's, or for "text" the whole model's."""
         tree = self.model if name == TEXT else self[name]
-        held = {t.data_ptr() if not t.is_meta else id(t): t for t in [*tree.parameters(), *tree.buffers()]}
-        return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+        # A quantised model's weights are buffers, and a tied table stands there twice.
+        state = [value for value in tree.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
+        return sum(value.numel() * value.element_size() for value in {id(value): value for value in state}.values())
 
     @property
     def active(self) -> str | tuple[str, ...]:
@@ -273,10 +274,11 @@ class Host:
         return self._rows[key]
 
     def require_same_tables(self) -> None:
-        """Raises ValueError where the model's tables are others than those that are hooked."""
-        if self.model.get_input_embeddings() is not self.base.embed_tokens:
+        """Raises ValueError where the model's tables are not those that adaptors were made for."""
+        tables = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if tables != (self.base.embed_tokens, self.base.lm_head) or self.base.vocabulary != self._vocabulary:
             raise ValueError(
-                "the model's input embedding was replaced, so the adaptors' own are passed by: to resize it, use "
+                "the model's embedding or head was replaced or resized, and the adaptors' own were not: use "
                 "host.resize_token_embeddings"
             )
 
@@ -299,6 +301,7 @@ class Host:
 
     def _hook(self) -> None:
         base, handles = self.base, self._handles
+        self._vocabulary = base.vocabulary
         handles.append(base.decoder.register_forward_pre_hook(Entry(self), with_kwargs=True))
         tables: dict[str, Any] = {"embed_tokens": base.embed_tokens, "norm": base.norm, "lm_head": base.lm_head}
         if base.projector is not None and base.sees is not None:

@@ -23,6 +23,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from .config import TEXT
+
 Workflow = tuple[str, int]
 """A workflow's name, and the serial number of its adaptor."""
 
@@ -101,7 +103,7 @@ def require(cache: Cache, depth: int, active: Sequence[Workflow]) -> None:
         active: the workflow of each row, or one for all.
     """
     ledger = cache.layers[depth] if len(cache.layers) > depth else None
-    held = ledger.workflows if isinstance(ledger, Ledger) else [("text", 0)]
+    held = ledger.workflows if isinstance(ledger, Ledger) else [(TEXT, 0)]
     if _same(held, active):
         return
     if int(cache.get_seq_length()) == 0:
