@@ -49,13 +49,12 @@ def examine(
         *_rows(recipe, student, their, data, reports),
         *settings.check(recipe, shapes, their, data),
         *experts.check(recipe, shapes),
-        *adaptors.check(recipe, shapes),
         *preferences.check(recipe, data, reports),
     ]
     if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
     if not refused and not any(finding.check == "settings.parts" for finding in found):
-        found += parts.check(recipe, student, shapes, their, data)
+        found += [*adaptors.check(recipe, shapes), *parts.check(recipe, student, shapes, their, data)]
         if not any(finding.check in ("visual.features", "experts.balance") for finding in found):
             found += _terms(recipe, student, shapes, teacher, data)
         if directory is not None:

@@ -99,9 +99,9 @@ class _Patient:
         outline = self._outline()
         shapes, found = ({}, []) if outline is None else shapes_of(self.recipe, outline)
         found += settings.check(self.recipe, shapes, None, {})
-        found += [*experts.check(self.recipe, shapes), *adaptors.check(self.recipe, shapes)]
-        found += preferences.check(self.recipe, {}, {})
+        found += [*experts.check(self.recipe, shapes), *preferences.check(self.recipe, {}, {})]
         if outline is not None and not any(finding.check == "settings.parts" for finding in found):
+            found += adaptors.check(self.recipe, shapes)
             found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, shapes, None, {})]
         return found
 

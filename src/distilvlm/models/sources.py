@@ -63,7 +63,7 @@ def _require_stock(source: str) -> None:
     if host_facts(source) is not None:
         raise ValueError(
             f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. Its base is named "
-            "in it; as a whole it can be a student's or teacher's 'from', or be asked (distilvlm evaluate --workflow)"
+            "in its host.json; with it, it can be a student's or teacher's 'from', or be asked (distilvlm evaluate)"
         )
 
 
