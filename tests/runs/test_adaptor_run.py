@@ -23,6 +23,8 @@ from distilvlm.models.parts import named
 from distilvlm.models.sources import NotHere
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import ModelSpec, SourceSpec, load_recipe
+from distilvlm.report.page import render
+from distilvlm.report.read import read_run
 from distilvlm.runs.events import read_events
 from distilvlm.runs.student import Student
 from distilvlm.train.task import FrozenBaseError, Task, objective_of
@@ -130,6 +132,15 @@ def test_bytes_on_disk_were_foreseen(recipe: Path, whole: tuple[Path, list[str]]
     for cost, stage in zip(costs, ("00-align", "01-multimodal", "02-grounding"), strict=True):
         assert cost.disk["trained"] == pytest.approx(bytes_under(run / "stages" / stage / "final"), abs=60)
     assert costs[-1].disk["finished student"] == pytest.approx(bytes_under(run / "model"), rel=0.02)
+
+
+def test_the_report_shows_what_an_adaptor_is_and_takes(whole: tuple[Path, list[str]]) -> None:
+    page = render(read_run(whole[0]))
+    assert "insert adaptor &#39;multimodal&#39;: 2 layers, structure (c)" in page
+    assert "<td>multimodal, structure (c)</td><td>1, 3</td>" in page
+    assert page.count('gates <span class="soft">544</span>') == 1  # of (b) alone
+    for told in ("multimodal 48.1 kB", "grounding 50.2 kB", "the frozen base"):
+        assert told in page
 
 
 def events(run: Path) -> list[dict[str, Any]]:

@@ -128,6 +128,16 @@ class Trains(Content):
     dtype: str = ""
 
 
+class Adaptors(Content):
+    """Of a student that has any: the one that trains, part by part, and what each takes beside the base, 'text'."""
+
+    active: str
+    structure: str
+    positions: list[int]
+    parts: dict[str, int]
+    bytes: dict[str, int]
+
+
 class AboutStage(Content):
     """`RUN/stages/NN-NAME/about.json`."""
 
@@ -137,6 +147,7 @@ class AboutStage(Content):
     data: dict[str, dict[str, Any]] = {}
     updates: int | None = None
     terms: dict[str, float] = {}
+    adaptors: Adaptors | None = None
     seconds: float | None = None
 
 

@@ -112,7 +112,7 @@ class StageRun:
         material = self._material()
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
-            about.stage(file, self.stage, by_part, material.report, material.updates)
+            about.stage(file, self.stage, by_part, material.report, material.updates, vlm)
         base = fingerprint(vlm.model, self.parameters.keys(), parts.beside(vlm.model))
         self.optimizer = adamw(by_part, self.stage.optim)
         position = self._continue(base)
