@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests import adaptor_hosts as tiny
 from tests.models.test_llava_mod import theirs
+from tests.test_cli import command, keep_logging  # noqa: F401 - a fixture that every test here uses
 from torch import Tensor, nn
 
 from distilvlm.models.adaptors import AdaptorConfig, Host, files, published
+from distilvlm.models.save import load
 from distilvlm.models.sources import NotHere
 
 
@@ -280,3 +282,19 @@ def test_published_checkpoints_of_other_forms_are_refused(tmp_path: Path, make):
         save_file(plain, file)
     with pytest.raises(ValueError, match="has no inserted layers"):
         published.read(place)
+
+
+def test_the_converter_leaves_a_base_and_adaptors_that_are_one_model(
+    tmp_path: Path, make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    vlm, given = make("clip", "llama"), tiny.ids() % 29
+    place, expected = checkpoint(tmp_path / "theirs", vlm)
+    assert command(monkeypatch, "convert-checkpoint", "iaa", place, tmp_path / "out") == 0
+    assert "adaptors/grounding: behind layers 0, 1" in capsys.readouterr().out
+    model = load(tmp_path / "out" / "adaptors")
+    assert model.host is not None and model.adaptors == ("multimodal", "grounding")
+    for workflow in ("text", *model.adaptors):
+        assert tiny.logits(model.host, workflow, given).equal(tiny.logits(expected, workflow, given))
+    assert command(monkeypatch, "convert-checkpoint", "iaa", place, tmp_path / "out") == 1
+    assert command(monkeypatch, "convert-checkpoint", "iaa", place, tmp_path / "o", "--positions", "0") == 1
+    assert "has 2 inserted layers, 1 positions are given" in capsys.readouterr().err

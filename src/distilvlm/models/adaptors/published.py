@@ -27,8 +27,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distilvlm.recipe.schema import ModelSpec
+
+from .. import hosted
+from ..files import require_free
 from ..llava_mod import composed, dense_config, output_head, parted
-from ..save import Geometry
+from ..save import Geometry, save
 from ..sources import NotHere, refuse_pickled
 from ..vlm import VLM
 from . import adaptor as making
@@ -64,7 +68,31 @@ def read(
         ValueError: pickled weights; a checkpoint without inserted layers, or with another number of them than
             positions; a tensor that is missing, left over or of another shape.
     """
-    place = Path(checkpoint)
+    vlm, geometry, adaptors = _parts(Path(checkpoint), vision, positions)
+    _insert(vlm, adaptors, checkpoint)
+    return vlm, geometry
+
+
+def convert(
+    checkpoint: str | Path, out: str | Path, vision: str | None = None, positions: Sequence[int] | None = None
+) -> VLM:
+    """Write OUT/base, a stock Llava, and OUT/adaptors, which names that as its base; returns the model.
+
+    Arguments and errors as `read`; an `out` at which something is, is refused.
+    """
+    require_free(out)
+    vlm, geometry, adaptors = _parts(Path(checkpoint), vision, positions)
+    save(vlm, Path(out) / "base", geometry)
+    _insert(vlm, adaptors, checkpoint)
+    base = ModelSpec.model_validate({"from": str(Path(out) / "base")})
+    hosted.save(vlm, base, 0, Path(out) / "adaptors", geometry)
+    return vlm
+
+
+_Adaptors = dict[str, tuple[AdaptorConfig, dict[str, Tensor]]]
+
+
+def _parts(place: Path, vision: str | None, positions: Sequence[int] | None) -> tuple[VLM, Geometry, _Adaptors]:
     if not (place / "config.json").is_file():
         raise NotHere(place / "config.json")
     refuse_pickled(place)
@@ -87,14 +115,17 @@ def read(
         tower=tower,
         vision=vision,
     )
+    depth = text.num_hidden_layers
+    return vlm, geometry, {name: _form(state, depth, positions, place, name) for name, state in adaptors.items()}
+
+
+def _insert(vlm: VLM, adaptors: _Adaptors, place: str | Path) -> None:
     host = Host.attach(vlm.model)
-    for name, state in adaptors.items():
-        config, state = _form(state, host.base.depth, positions, place, name)
+    for name, (config, state) in adaptors.items():
         try:
             host.put(name, making.from_state(host.base, config, state))
         except ValueError as error:
             raise ValueError(f"{place}, {name}: {error}") from error
-    return vlm, geometry
 
 
 def sorted_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
