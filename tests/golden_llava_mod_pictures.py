@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from distilvlm.data.batch import SampleKey
+from distilvlm.data.batch import Batch, SampleKey
 from distilvlm.data.collate import collate
 from distilvlm.data.rendering import Rendering
 from distilvlm.data.sample import Sample
@@ -37,14 +37,31 @@ def check_expansion(reading: Reading) -> None:
     ids, labels, mask = (reading.input(name) for name in ("input_ids", "labels", "attention_mask"))
     embed, features = reading.input("embed"), reading.input("image_feats")
     placeholders = features.shape[1]
-    template, samples, shown = _template(len(embed)), [], 0
+    batch = batch_of(ids, labels, mask, features, len(embed), reading.case.file)
+    embedded, rest = _embedded(embed, batch, placeholders)
+    length = reading.shape("out_labels")[1]  # ours may be padded further
+    assert not batch.attention_mask[:, length:].any()
+    embedded, real = embedded[:, :length], batch.attention_mask[:, :length].bool()
+    near(embedded[~real], embed[SAFE_ID].expand(int((~real).sum()), -1), 0, DEPARTURES["padding"])
+    reading.near("out_embeds", embedded.masked_fill(~real.unsqueeze(2), 0), VALUES)
+    reading.same("out_attention_mask", real)
+    reading.same("out_labels", labels_of(batch)[:, :length])
+    if "out_position_ids_is_none" in reading:
+        given = reading.input("out_position_ids_is_none")
+        reading.same("out_position_ids_is_none", torch.full_like(given, rest.get("position_ids") is None))
+
+
+def batch_of(ids: Tensor, labels: Tensor, mask: Tensor, features: Tensor, words: int, file: str) -> Batch:
+    """Rows in the reference's form, -200 for a picture, through the data room."""
+    placeholders = features.shape[1]
+    template, samples, shown = Template.of("plain", tokenizer(words)), [], 0
     for number in range(len(ids)):
         own, learned = ids[number][mask[number]], labels[number][mask[number]]
         pictures = int((own == -200).sum())
         encoded = _encoded(template, own, learned, placeholders)
         samples.append(
             Sample(
-                key=SampleKey("golden", reading.case.file, number),
+                key=SampleKey("golden", file, number),
                 input_ids=encoded.input_ids,
                 labels=encoded.labels,
                 placeholder_positions=encoded.placeholder_positions,
@@ -54,27 +71,21 @@ def check_expansion(reading: Reading) -> None:
             )
         )
         shown += max(1, pictures)  # the reference shows a text a picture of zeros, of which nothing is left
-    batch = collate(samples)
-    embedded, rest = _embedded(embed, batch, placeholders)
-    length = reading.shape("out_labels")[1]  # ours may be padded further
-    assert not batch.attention_mask[:, length:].any()
-    embedded, real = embedded[:, :length], batch.attention_mask[:, :length].bool()
-    near(embedded[~real], embed[SAFE_ID].expand(int((~real).sum()), -1), 0, DEPARTURES["padding"])
-    reading.near("out_embeds", embedded.masked_fill(~real.unsqueeze(2), 0), VALUES)
-    reading.same("out_attention_mask", real)
+    return collate(samples)
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The reference's form of what is learned: each position's own token, or -100."""
     found = torch.full_like(batch.input_ids, -100)
     found.view(-1)[batch.response_rows + 1] = batch.response_targets
-    reading.same("out_labels", found[:, :length])
-    if "out_position_ids_is_none" in reading:
-        given = reading.input("out_position_ids_is_none")
-        reading.same("out_position_ids_is_none", torch.full_like(given, rest.get("position_ids") is None))
+    return found
 
 
-def _template(words: int) -> Template:
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)} | {"<image>": words}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<image>"])
-    return Template.of("plain", fast)
+def tokenizer(words: int) -> PreTrainedTokenizerFast:
+    """One whose words are w0, w1, ..., and `<image>` behind them."""
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)} | {"<image>": words}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, additional_special_tokens=["<image>"])
 
 
 def _encoded(template: Template, ids: Tensor, labels: Tensor, placeholders: int) -> Encoded:
@@ -88,7 +99,7 @@ def _encoded(template: Template, ids: Tensor, labels: Tensor, placeholders: int)
     return template._tokenise(Rendering(text, tuple(spans)), int((ids == -200).sum()), placeholders)[0]
 
 
-def _embedded(embed: Tensor, batch: Any, placeholders: int) -> tuple[Tensor, dict[str, Any]]:
+def _embedded(embed: Tensor, batch: Batch, placeholders: int) -> tuple[Tensor, dict[str, Any]]:
     """What the language model of a stock Llava is given. The case's features are projected already: the projector is
     the identity."""
     words, width = embed.shape

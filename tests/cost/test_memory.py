@@ -74,11 +74,11 @@ def really(s: Situation, language: list[int], teacher: list[int]) -> dict[str, i
     student = scale_model(s.student, language, 1, make, choosing=s.choosing)
     guide = None if s.teacher is None else scale_model(s.teacher, teacher, 1, make)
     train_only(student.model, trained(student.model, s.trains))
-    student.model.train()
-    known = [*student.model.parameters(), *student.model.buffers()]
+    student.train()
+    known = student.tensors
     if guide is not None:
         guide.model.requires_grad_(False)
-        known += [*guide.model.parameters(), *guide.model.buffers()]
+        known += guide.tensors
     step = Step(student, guide, s.objective, s.batch, s.autocast, torch.device("cpu"))
     grams = step.grams()
     live = Live([*known, *(g for g in grams if g is not None)])

@@ -216,7 +216,7 @@ def test_a_long_caption_is_wrong_in_more_than_one_thing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "poll"}, "task: 'poll' is none of detect, list, count, caption, presence, pairs"),
+        ({"task": "poll"}, "task: 'poll' is none of detect, grounding, list, count, caption, presence, pairs"),
         ({"task": "presence", "negatives": "hard"}, "negatives: 'hard' is none of random, popular, adversarial"),
         ({"task": "detect", "negatives": "popular"}, "negatives: task detect has no such option"),
         ({"task": "presence", "absent": 2}, "absent: task presence has no such option"),

@@ -13,8 +13,8 @@ from PIL import Image
 from small_data import make_pictures
 
 from distilvlm.data import DataError
+from distilvlm.data.boxes import written
 from distilvlm.data.convert import convert
-from distilvlm.data.convert.boxes import written
 
 
 def rows_of(path: Path) -> list[dict]:

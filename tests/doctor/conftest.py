@@ -111,9 +111,10 @@ def material(place: Path, changes: dict[str, Any] | None = None, dtype: torch.dt
     """What a run has at hand: recipe, student, teacher, data, reports."""
     recipe: Recipe = load_recipe(place / "recipe.yaml", changes or {})
     student: VLM = build(recipe.student, recipe.seed, dtype=dtype)
-    assert recipe.teacher is not None
-    cpu = torch.device("cpu")
-    teacher = LocalTeacher(build(recipe.teacher, recipe.seed), student, cpu, cpu, share_vision=True)
+    teacher: LocalTeacher | None = None
+    if recipe.teacher is not None:
+        cpu = torch.device("cpu")
+        teacher = LocalTeacher(build(recipe.teacher, recipe.seed), student, cpu, cpu, share_vision=True)
     data = {
         stage.name: stage_data(
             recipe, stage, student.tokenizer, student.layout, [read(recipe.data[name], name) for name in stage.data]

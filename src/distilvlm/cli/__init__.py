@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import checkpoints, commands, data, doctor, hallucination, report
+from . import checkpoints, commands, data, doctor, grounding, hallucination, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +22,7 @@ app.add_typer(commands.app)
 app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
+app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)
 

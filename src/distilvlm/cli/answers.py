@@ -45,6 +45,7 @@ class Asking:
     batch_size: int
     max_new_tokens: int
     on_bad_row: Literal["fatal", "quarantine"]
+    workflow: str | None = None  # of a model with adaptors
 
     def answers(self, asked: Asked, given: list[str] | None) -> tuple[Asked, list[str]]:
         """What was asked, and the answers: those given, or the model's."""
@@ -60,7 +61,7 @@ class Asking:
             raise_or_quarantine(asked.bad, self.on_bad_row)
             return asked, given or []
         quiet_transformers()
-        vlm = load(self.model)
+        vlm = load(self.model).use(self.workflow)
         if torch.cuda.is_available():
             vlm.to("cuda")
         return ask(

@@ -91,6 +91,35 @@ def llava_mod(
     typer.echo(f"{out}: pictures are '{geometry}', the template is 'vicuna', as LLaVA-MoD's code has them")
 
 
+@convert.command("iaa")
+def iaa(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory of the method's own repository.")],
+    out: Out,
+    vision: Annotated[
+        str | None, typer.Option(help="The vision encoder: directory or hub id; default: what config.json names.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Layers that others are inserted behind: 3,7,11; default: the published list.")
+    ] = None,
+) -> None:
+    """IAA's own checkpoints: OUT/base, a stock Llava, and OUT/adaptors, 'multimodal' and 'grounding' on it.
+
+    Reads safetensors only. OUT/adaptors is a model for every command that takes one, with --workflow NAME; it names the
+    base by its place.
+    """
+    from distilvlm.models.adaptors.published import convert
+
+    quiet_transformers()
+    chosen = None if positions is None else _layers(positions)
+    if isinstance(chosen, str):
+        raise typer.BadParameter(f"'{positions}' is no list of layers such as 3,7,11", param_hint="--positions")
+    host = convert(checkpoint, out, vision, chosen).host
+    assert host is not None
+    typer.echo(f"{out / 'base'}: the frozen model")
+    for name in host.names:
+        typer.echo(f"{out / 'adaptors' / name}: behind layers {', '.join(map(str, host[name].config.positions))}")
+
+
 def _layers(text: str) -> str | list[int]:
     pieces = [piece.strip() for piece in text.split(",")]
     return [int(piece) for piece in pieces] if all(piece.isdecimal() for piece in pieces) else text

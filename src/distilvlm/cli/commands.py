@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from .options import Json, Overrides, Recipe, interruptible, quiet_transformers
+from .options import Json, Overrides, Recipe, Workflow, interruptible, quiet_transformers
 
 app = typer.Typer()
 
@@ -57,7 +57,7 @@ def plan(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Directory or hub id of a LLaVA-style checkpoint.")],
+    model: Annotated[str, typer.Argument(help="Directory or hub id of a LLaVA-style checkpoint, or of adaptors.")],
     data: Annotated[Path, typer.Option("--data", help="LLaVA JSON/JSONL or OpenAI-style messages with the answers.")],
     images: Annotated[Path | None, typer.Option(help="Directory of the pictures; default: the data file's.")] = None,
     template: Annotated[Literal["chat", "vicuna", "plain"], typer.Option(help="chat: the model's own.")] = "chat",
@@ -65,6 +65,7 @@ def evaluate(
     features: Annotated[Path | None, typer.Option(help="Directory of kept vision features, as in the recipe.")] = None,
     batch_size: int = 16,
     max_new_tokens: int = 128,
+    workflow: Workflow = None,
     by_picture: Annotated[bool, typer.Option(help="Draw whole pictures in the bootstrap.")] = False,
     on_bad_row: Annotated[
         Literal["fatal", "quarantine"], typer.Option(help="Stop at a row that can't be used, or leave it out.")
@@ -83,7 +84,7 @@ def evaluate(
 
     quiet_transformers()
     source = read(SourceSpec(path=str(data), images=None if images is None else str(images)), "data")
-    vlm = load(model)
+    vlm = load(model).use(workflow)
     if torch.cuda.is_available():
         vlm.to("cuda")
     result = measure(
@@ -99,9 +100,10 @@ def evaluate(
         on_bad_row=on_bad_row,
     )
     if as_json:
-        typer.echo(json.dumps({"model": model, "data": str(data), **result.summary()}, indent=1))
+        asked = {"model": model, **({"workflow": vlm.workflow} if vlm.adaptors else {}), "data": str(data)}
+        typer.echo(json.dumps({**asked, **result.summary()}, indent=1))
     else:
-        Console().print(as_table({model: result}))
+        Console().print(as_table({f"{model} ({vlm.workflow})" if vlm.adaptors else model: result}))
 
 
 @app.command()

@@ -48,10 +48,11 @@ TalkField = Annotated[str | None, typer.Option(help="Field of the conversation; 
 QuestionField = Annotated[str | None, typer.Option(help="Field of the question; default: a usual name.")]
 AnswerField = Annotated[str | None, typer.Option(help="Field of the answer; default: a usual name.")]
 Task = Annotated[
-    Literal["detect", "list", "count", "caption", "presence", "pairs"],
+    Literal["detect", "grounding", "list", "count", "caption", "presence", "pairs"],
     typer.Option(
-        help="detect: where each thing is; list: which things there are; count: how many of each; caption: a sentence "
-        "of them; presence: is it there, yes or no; pairs: true and false captions and answers, as preferences."
+        help="detect: where each thing is; grounding: where the only thing of its kind is; list: which things there "
+        "are; count: how many of each; caption: a sentence of them; presence: is it there, yes or no; pairs: true and "
+        "false captions and answers, as preferences."
     ),
 ]
 ThingQuestion = Annotated[
@@ -258,6 +259,46 @@ def preference(
 ) -> None:
     """Pairs of answers (RLAIF-V as published, TRL's columns, LLaVA's or OpenAI's JSON), or rated answers."""
     _convert("preference", locals())
+
+
+@app.command()
+def refcoco(
+    source: Annotated[Path, typer.Argument(help="REC_refcoco_unc_val.jsonl and the like, or refer's refs as JSON.")],
+    out: Out,
+    images: Images = None,
+    annotations: Annotated[Path | None, typer.Option(help="Of refs: refer's instances.json.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of refs: train, val, testA, testB, test.")] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What is asked, with {expression}; default: LLaVA-1.5's sentence.")
+    ] = None,
+    decimals: Decimals = 2,
+    where: Where = None,
+    one_per_picture: OnePerPicture = False,
+    turns: Turns = None,
+    hold_out: HoldOut = 0.0,
+    seed: Seed = 0,
+    on_bad_row: OnBadRow = "fatal",
+    as_json: Json = False,
+) -> None:
+    """Referring expressions (RefCOCO, RefCOCO+, RefCOCOg): a box for each."""
+    _convert("refcoco", locals())
+
+
+@app.command()
+def grounded(
+    source: Source,
+    out: Out,
+    images: Images = None,
+    image_field: ImageField = None,
+    conversation_field: TalkField = None,
+    where: Where = None,
+    hold_out: HoldOut = 0.0,
+    seed: Seed = 0,
+    on_bad_row: OnBadRow = "fatal",
+    as_json: Json = False,
+) -> None:
+    """LLaVA's JSON whose conversations hold boxes [x1, y1, x2, y2] already: every box is checked."""
+    _convert("grounded", locals())
 
 
 def _convert(format: str, given: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from .answers import Asking, Judging, file_name, needed, read_each, scored, tell
-from .options import Json
+from .options import Json, Workflow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +60,7 @@ def polling(
     out: Out = None,
     batch_size: int = 32,
     max_new_tokens: int = 16,
+    workflow: Workflow = None,
     on_bad_row: OnBadRow = "fatal",
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,7 @@ def polling(
     from distilvlm.evaluate.hallucination import POLLING, blind_answers, read_polling, together
 
     files = [read_polling(file, images, pictures=model is not None) for file in data]
-    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row)
+    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row, workflow)
     asked, predictions = asking.answers(together(files), read_each(answers, files))
     known = None
     if training is not None:
@@ -95,6 +96,7 @@ def captions(
     out: Out = None,
     batch_size: int = 16,
     max_new_tokens: int = 256,
+    workflow: Workflow = None,
     on_bad_row: OnBadRow = "fatal",
     as_json: Json = False,
 ) -> None:
@@ -109,7 +111,7 @@ def captions(
     source = SourceSpec(path=str(file), images=None if images is None else str(images))
     asked = described(file) if data is None else asked_of(read(source, file.stem))
     asked, table = annotated(asked, annotations or [], synonyms)
-    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row)
+    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row, workflow)
     asked, predictions = asking.answers(asked, read_each(answers, [asked]))
     given = {asking.called(answers): predictions}
     if against is not None:
@@ -138,6 +140,7 @@ def mmhal(
     out: Out = None,
     batch_size: int = 16,
     max_new_tokens: int = 256,
+    workflow: Workflow = None,
     on_bad_row: OnBadRow = "fatal",
     as_json: Json = False,
 ) -> None:
@@ -146,7 +149,7 @@ def mmhal(
 
     file = data or needed(answers)
     asked = read_mmhal(file, images, pictures=model is not None)
-    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row)
+    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row, workflow)
     asked, predictions = asking.answers(asked, read_each(answers, [asked]))
     if responses is not None:
         write_mmhal(responses, asked, predictions)
@@ -183,6 +186,7 @@ def objhal(
     out: Out = None,
     batch_size: int = 16,
     max_new_tokens: int = 256,
+    workflow: Workflow = None,
     on_bad_row: OnBadRow = "fatal",
     as_json: Json = False,
 ) -> None:
@@ -193,7 +197,7 @@ def objhal(
     file = data or needed(answers)
     asked = described(file) if data is None else read_objhal(file, images, pictures=model is not None)
     asked, table = annotated(asked, annotations, synonyms)
-    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row)
+    asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row, workflow)
     asked, predictions = asking.answers(asked, read_each(answers, [asked]))
     name = asking.called(answers)
     if responses is not None:

@@ -16,6 +16,12 @@ Overrides = Annotated[
 ]
 
 
+Workflow = Annotated[
+    str | None,
+    typer.Option(help="Of a directory of adaptors: one's name, or text (none of them); default: the last inserted."),
+]
+
+
 def quiet_transformers() -> None:
     """Its bars for loading a shard would stand between our own lines."""
     from transformers.utils import logging as theirs

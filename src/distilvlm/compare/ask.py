@@ -37,6 +37,8 @@ class Asker:
             for label, questions in self._sets.items():
                 if results[label] is not None:
                     continue
+                if vlm.adaptors:
+                    vlm.use(questions.spec.workflow)
                 results[label] = evaluate(
                     vlm,
                     questions.asked,
@@ -69,5 +71,5 @@ class Asker:
             "model": sha256(model / "manifest.json"),
             "questions": sha256(Path(spec.path)),
             "precision": recipe.machine.precision,
-            **spec.model_dump(include={"template", "batch", "max_new_tokens"}),
+            **spec.model_dump(include={"template", "batch", "max_new_tokens", "workflow"}, exclude_none=True),
         }

@@ -13,7 +13,9 @@ from distilvlm.evaluate import Evaluation
 from distilvlm.models import build
 from distilvlm.models.files import sweep, write_whole
 from distilvlm.models.packaged import prepare
-from distilvlm.recipe import ModelSpec, Recipe, load_recipe
+from distilvlm.models.parts import ADAPTORS, named
+from distilvlm.recipe import TEXT, ModelSpec, Recipe, RecipeError, load_recipe
+from distilvlm.recipe.errors import nearest
 from distilvlm.report import write_report
 from distilvlm.runs.execute import run
 
@@ -37,7 +39,7 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
     comparison = load_comparison(file, directory)
     plans = [_Plan(comparison, directory, seed) for seed in range(seeds)]
     for plan in plans:
-        plan.recipes()  # a fault in the last one must not come to light after hours
+        _require_workflows(comparison, plan.recipes())  # a fault in the last one must not come to light after hours
     console = Console()
     clock = Clock(console)
     with clock("weights and data"):
@@ -97,6 +99,19 @@ class _Plan:
         }
 
 
+def _require_workflows(comparison: Comparison, recipes: Mapping[str, Recipe]) -> None:
+    """A question set's workflow is one that students with adaptors will have, as far as their recipes tell."""
+    for name, spec in comparison.questions.items():
+        for run_name in comparison.asked:
+            recipe = recipes[run_name]
+            there = [stage.inserts.adaptor for stage in recipe.stages if stage.inserts is not None]
+            if there and recipe.student.source is None and spec.workflow not in (None, TEXT, *there):
+                raise RecipeError(
+                    f"questions.{name}.workflow: '{spec.workflow}' is no adaptor of run '{run_name}': "
+                    f"{nearest(str(spec.workflow), (TEXT, *there))}"
+                )
+
+
 def _asked(
     comparison: Comparison,
     plan: _Plan,
@@ -124,9 +139,11 @@ def _copy_answers(there: Path, here: Path, run_name: str) -> None:
 
 
 def _size(model: Path) -> Size:
-    student = build(ModelSpec.model_validate({"from": str(model)}), seed=0, meta=True).model
-    language = sum(parameter.numel() for parameter in student.model.language_model.parameters())
-    return Size(sum(parameter.numel() for parameter in student.parameters()), language)
+    student = build(ModelSpec.model_validate({"from": str(model)}), seed=0, meta=True)
+    everything = named(student.model)
+    language = [*student.model.model.language_model.parameters()]
+    language += [p for name, p in everything.items() if name.startswith(ADAPTORS) and ".projector." not in name]
+    return Size(sum(p.numel() for p in everything.values()), sum(p.numel() for p in language))
 
 
 class Clock:

@@ -68,6 +68,11 @@ class QuestionSpec(Section):
         default=[],
         description="captions: COCO's instances_*.json (and captions_*.json); default: meta.things of the rows",
     )
+    workflow: str | None = Field(
+        default=None,
+        description="of students with adaptors: the one that answers, or text (none of them); default: the last "
+        "inserted. Students without adaptors answer as they are",
+    )
     batch: int = Field(default=32, gt=0)
     max_new_tokens: int = Field(default=16, gt=0)
 

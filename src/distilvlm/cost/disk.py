@@ -20,6 +20,10 @@ EXPORTED = 6_500
 """Configuration files, processor, chat template and manifest of a finished student, about."""
 
 
+DESCRIBED = 1_500
+"""What an adaptor's directory says of it, or a host's of its adaptors, about."""
+
+
 @dataclass(frozen=True)
 class Disk:
     """Bytes under the run's directory. `kept` is what is still there when the stage, or the run, is finished."""
@@ -49,7 +53,11 @@ def of_stage(
     # The newest is written before the oldest is removed.
     held = 0 if updates is None else min(keep + 1, (updates - 1) // checkpoint_every)
     model = 0
-    if last:
+    if last and vlm.host is not None and vlm.adaptors:
+        adaptors = [dict(vlm.host[name].named_parameters()) for name in vlm.adaptors]
+        projector = dict(vlm.model.model.multi_modal_projector.named_parameters())
+        model = sum(safetensors_bytes(tensors) + DESCRIBED for tensors in [*adaptors, projector])
+    elif last:
         rows = max(vlm.embedding_rows, vlm.image_id + 1)
         added = (rows - vlm.embedding_rows) * vlm.model.get_input_embeddings().weight.shape[1] * 4  # pyright: ignore
         tied = vlm.model.lm_head.weight is vlm.model.get_input_embeddings().weight

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distilvlm.losses.relation import shares_logits
-from distilvlm.models import forward
+from distilvlm.models import forward, parts
 
 from .clock import Clock
 from .memory import Situation
@@ -27,7 +27,7 @@ def whole(step: Step, s: Situation, clock: Clock, budget: float, notes: list[str
     """The objective on hidden states of the rows, with as many of them as the budget allows."""
     model = step.student.model
     members = {p for part in trained(model, s.trains).values() for p in part.values()}
-    model.requires_grad_(False)
+    parts.freeze(model)
     head = forward.head_weight(model)
     head.requires_grad_(head in members)
     width = head.shape[1]

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from distilvlm.data import Batch
 from distilvlm.losses.objective import Objective
-from distilvlm.models import forward
+from distilvlm.models import forward, parts
 from distilvlm.models.stages import Choosing
 from distilvlm.models.vlm import VLM
 
@@ -143,13 +143,13 @@ def _watch(
     guide = None if s.teacher is None else scale_model(s.teacher, teacher, 1, make, s.teacher_dtype)
     members = trained(student.model, s.trains)
     train_only(student.model, members)
-    student.model.train()
+    student.train()
     if s.checkpointing:
         forward.enable_gradient_checkpointing(student.model)
-    weights = [*student.model.parameters(), *student.model.buffers()]
+    weights = student.tensors
     if guide is not None:
-        guide.model.requires_grad_(False)
-        weights += [*guide.model.parameters(), *guide.model.buffers()]
+        parts.freeze(guide.model)
+        weights += guide.tensors
     pictures = torch.zeros(0) if batch.features is None else batch.features
     canvas = make(torch.empty(pictures.shape[0], 3, s.student.layout.size, s.student.layout.size, dtype=torch.uint8))
     if batch.features is not None:
@@ -189,12 +189,12 @@ def _watch_looking(
 ) -> dict[str, int]:
     make = _fake(mode)
     teacher = scale_model(s.student, language, vision, make, s.teacher_dtype)
-    teacher.model.requires_grad_(False)
+    parts.freeze(teacher.model)
     features = make(features_like(batch, teacher)) if batch.has_pictures else None
     pictures, size = 0 if features is None else features.shape[0], teacher.layout.size
     canvas = make(torch.empty(pictures, 3, size, size, dtype=torch.uint8))
     step = Step(teacher, teacher, s.objective, replace(batch, features=features), s.autocast, torch.device("cpu"))
-    with Live([*teacher.model.parameters(), *teacher.model.buffers(), canvas]) as live:
+    with Live([*teacher.tensors, canvas]) as live:
         if s.computes_vision and features is not None:
             step.batch = replace(step.batch, features=step.vision(canvas))
         hidden = step.targets()

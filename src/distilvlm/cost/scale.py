@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from distilvlm.models import parts, routing
+from distilvlm.models.adaptors import Host
 from distilvlm.models.language import cut_config, layer_kinds
 from distilvlm.models.stages import Choosing
 from distilvlm.models.vlm import VLM
@@ -43,8 +44,9 @@ def lines(vlm: VLM, least: int) -> Lines:
     `least` layers, are the base; each further sort of round is run once on top of it.
     """
     by_kind: dict[str, list[int]] = {}
+    extended = inserted(vlm)
     for layer, kind in enumerate(layer_kinds(vlm.model.config.text_config)):  # pyright: ignore
-        by_kind.setdefault(kind, []).append(layer)
+        by_kind.setdefault(f"{kind}, and an inserted one" if layer in extended else kind, []).append(layer)
     rounds = [
         [members[place] for members in by_kind.values() if place < len(members)]
         for place in range(max(map(len, by_kind.values())))
@@ -61,6 +63,12 @@ def lines(vlm: VLM, least: int) -> Lines:
     return found
 
 
+def inserted(vlm: VLM) -> tuple[int, ...]:
+    """The layers of the language model that an inserted one of the active adaptor belongs to."""
+    name = parts.active_adaptor(vlm.model)
+    return () if name is None or vlm.host is None else vlm.host[name].config.positions
+
+
 def scale_model(
     vlm: VLM,
     language: Sequence[int],
@@ -71,7 +79,8 @@ def scale_model(
 ) -> VLM:
     """A Llava like `vlm` whose every tensor was made by `make`; `vlm` is only read.
 
-    Nothing is drawn or loaded: values are the maker's. Tied weights stay one tensor.
+    Nothing is drawn or loaded: values are the maker's. Tied weights stay one tensor. Of adaptors, the active one is
+    there, with the layers that belong to those kept.
 
     Args:
         language: the layers of the language model that stay.
@@ -85,7 +94,13 @@ def scale_model(
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = LlavaForConditionalGeneration(config)
     made: dict[int, Tensor] = {}
-    for module in model.modules():
+    scaled = VLM(model, vlm.tokenizer, replace(vlm.layout, layer=-1), vlm.image_id)
+    if (name := parts.active_adaptor(vlm.model)) is not None and vlm.host is not None:
+        places = tuple(place for place, layer in enumerate(language) if layer in inserted(vlm))
+        # Where none of the layers kept has one, what is looked at is not the language model's layers.
+        Host.attach(model).add(name, replace(vlm.host[name].config, positions=places or (0,)))
+        scaled.use(name)
+    for module in (module for tree in scaled.trees for module in tree.modules()):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if id(parameter) not in made:
@@ -95,7 +110,7 @@ def scale_model(
             if buffer is not None:
                 module._buffers[name] = make(buffer)
     routing.install(model, *choosing)
-    return VLM(model.eval(), vlm.tokenizer, replace(vlm.layout, layer=-1), vlm.image_id)
+    return scaled.train(False)
 
 
 def filled(device: torch.device) -> Make:
@@ -121,12 +136,12 @@ def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[
     owner: dict[str, str] = {}
     for part in sorted(names, key=len):
         owner |= dict.fromkeys(parts.parameters_of(model, part).keys() - never, part)
-    everything = dict(model.named_parameters())
+    everything = parts.named(model)
     return {part: {n: everything[n] for n in everything if owner.get(n) == part} for part in names}
 
 
 def train_only(model: LlavaForConditionalGeneration, members: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
-    model.requires_grad_(False)
+    parts.freeze(model)
     for parameters in members.values():
         for parameter in parameters.values():
             parameter.requires_grad_(True)

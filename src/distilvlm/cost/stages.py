@@ -251,8 +251,11 @@ class _Stage:
         if working is None:
             working = max(0, max(phases(situation).values()) - (0 if situation.accumulates else gradients))
         student = parameter_bytes(self.student.model, torch.float32)
+        adaptors = sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees[1:])
         teacher = 0 if self.teacher is None else self._teacher_bytes(self.teacher, situation.teacher_dtype)
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
+        if adaptors:
+            parts["adaptors"] = adaptors
         parts |= {"gradients": gradients, "optimiser": 2 * gradients}
         parts |= {"working": working, "data": self._data_bytes(situation)}
         if self.device.type == "cpu":
@@ -260,7 +263,7 @@ class _Stage:
         return parts
 
     def _teacher_bytes(self, teacher: VLM, dtype: torch.dtype) -> int:
-        spec, held = self.recipe.teacher, parameter_bytes(teacher.model, dtype)
+        spec, held = self.recipe.teacher, sum(parameter_bytes(tree, dtype) for tree in teacher.trees)
         # On a CPU the tower's share of a whole checkpoint stays mapped with the rest of its file.
         mapped = self.device.type == "cpu" and spec is not None and spec.source is not None
         if _shares_vision(self.recipe, self.student, teacher) and not mapped:
@@ -282,7 +285,7 @@ class _Stage:
         peak = sum(
             (
                 self.base if self.device.type == "cpu" else 0,
-                parameter_bytes(self.student.model, torch.float32),
+                sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees),
                 self._teacher_bytes(teacher, situation.teacher_dtype),
                 round(working * (SLACK if self.device.type == "cpu" else 1)),
                 self._data_bytes(situation),
@@ -366,7 +369,7 @@ class _Stage:
 def _largest_cut(vlm: VLM) -> int:
     """Parameters of the largest scale model that is timed."""
     layers, _ = max(timing.cuts(vlm), key=lambda cut: len(cut[0]))
-    return sum(p.numel() for p in scale_model(vlm, layers, 1, lambda like: like).model.parameters())
+    return sum(tensor.numel() for tensor in scale_model(vlm, layers, 1, lambda like: like).tensors)
 
 
 def this_machine(device: torch.device | str | None = None) -> str:
@@ -384,8 +387,7 @@ def _default_device() -> torch.device:
 
 def _here(vlm: VLM) -> int:
     """Bytes of the weights that are in this process's memory."""
-    tensors = {id(p): p for p in vlm.model.parameters()}
-    return sum(p.numel() * p.element_size() for p in tensors.values() if p.device.type == "cpu")
+    return sum(t.numel() * t.element_size() for t in vlm.tensors if t.device.type == "cpu")
 
 
 def _shares_vision(recipe: Recipe, student: VLM, teacher: VLM) -> bool:

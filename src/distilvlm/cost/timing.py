@@ -81,7 +81,7 @@ def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Secon
         model = scale_model(s.student, layers, 1, make, choosing=s.choosing)
         members = trained(model.model, s.trains)
         train_only(model.model, members)
-        model.model.train()
+        model.train()
         if s.checkpointing:
             forward.enable_gradient_checkpointing(model.model)
         run = _body(Step(model, None, s.objective, batch, s.autocast, device))
@@ -187,8 +187,8 @@ def _vision(model: VLM, s: Situation, pictures: Tensor) -> Callable[[], object]:
 
 def _body(step: Step) -> Callable[[], object]:
     def run() -> None:
-        for parameter in step.student.model.parameters():
-            parameter.grad = None
+        for tree in step.student.trees:
+            tree.zero_grad(set_to_none=True)
         with step.cast():
             hidden, _ = step.hidden()
         if hidden.requires_grad:

@@ -97,17 +97,23 @@ def canvas(
         image = _rgb(image)
     width, height = image.size
     if geometry == "pad" and width != height:
-        side = max(width, height)
+        side, left, top = padding(width, height)
         if side * side > MAX_PIXELS:
             raise PictureError(f"{width} x {height} padded to a square has more than {MAX_PIXELS} pixels")
         padded = Image.new("RGB", (side, side), background)
-        padded.paste(image, ((side - width) // 2, (side - height) // 2))
+        padded.paste(image, (left, top))
         image = padded
     if geometry == "crop":
         image = _cropped(image, size)
     elif image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def padding(width: int, height: int) -> tuple[int, int, int]:
+    """The padded square's side, and how many pixels of it lie left of the picture and above it."""
+    side = max(width, height)
+    return side, (side - width) // 2, (side - height) // 2
 
 
 def augment(image: Image.Image, spec: Augmentation, rng: np.random.Generator) -> Image.Image:

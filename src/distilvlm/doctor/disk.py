@@ -56,7 +56,8 @@ def run_bytes(recipe: Recipe, shapes: Mapping[str, VLM], data: Mapping[str, Stag
         if stage.loss.preference and stage.name in data:
             finals += BYTES * len(data[stage.name])
         checkpoints = max(checkpoints, 3 * weights * _checkpoints(recipe, stage, data))
-        model = sum(parameter.numel() * parameter.element_size() for parameter in student.model.parameters())
+        saved = student.trees[1:] if student.adaptors else student.trees  # adaptors go without their base
+        model = sum(p.numel() * p.element_size() for tree in saved for p in tree.parameters())
     return finals + checkpoints + model
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from distilvlm.data import DataReport, StageData
 from distilvlm.models import routing
-from distilvlm.models.stages import choosing, made_sparse, upcycle_before
+from distilvlm.models.stages import choosing, made_sparse, upcycle_before, with_adaptor
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher
 
-from . import disk, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
+from . import adaptors, disk, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
 from .finding import Finding
-from .trial import untouched
+from .shapes import shapes as shapes_of
+from .trial import as_found, untouched
 
 
 def examine(
@@ -29,8 +30,8 @@ def examine(
     """Look at everything that a run of `recipe` is about to use.
 
     Weights, what trains, gradients, modes and random states of both models are what they were, bit for bit. Memory: the
-    gradients of what trains, as in training; where a stage makes the student sparse, its experts are made as they will
-    be then, and share all else with the student.
+    gradients of what trains, as in training; where a stage makes the student sparse or inserts adaptors, these are made
+    as they will be then, and share all else with the student.
 
     Args:
         student: as the first stage finds it, all of it on one device.
@@ -39,7 +40,7 @@ def examine(
         directory: the run's, for disk space; None: not looked at.
     """
     their = None if teacher is None else teacher.vlm
-    shapes, refused = experts.shapes(recipe, student)
+    shapes, refused = shapes_of(recipe, student)
     found = [
         *refused,
         *vocabulary.check(recipe, student, their),
@@ -53,7 +54,7 @@ def examine(
     if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
     if not refused and not any(finding.check == "settings.parts" for finding in found):
-        found += parts.check(recipe, student, shapes, their, data)
+        found += [*adaptors.check(recipe, shapes), *parts.check(recipe, student, shapes, their, data)]
         if not any(finding.check in ("visual.features", "experts.balance") for finding in found):
             found += _terms(recipe, student, shapes, teacher, data)
         if directory is not None:
@@ -84,15 +85,18 @@ def _terms(
     data: Mapping[str, StageData],
 ) -> list[Finding]:
     found: list[Finding] = []
-    theirs = [] if teacher is None else [teacher.vlm.model]
-    looked_at = [stage for stage in recipe.stages if stage.name in data and stage.name in shapes]
-    with untouched(student.model, *theirs):  # a sparse student shares most of it
-        for stage in looked_at:
+    theirs = () if teacher is None else teacher.vlm.trees
+    with untouched(*student.trees, *theirs), as_found(student):  # a sparse student shares most of it
+        for stage in recipe.stages:
+            if stage.inserts is not None:
+                with_adaptor(student, stage.inserts)
+            if stage.name not in data or stage.name not in shapes:
+                continue
             how = upcycle_before(recipe, stage)
             if how is not None and not upcycled_layers(student.model.config):
                 student = made_sparse(student, how, recipe.seed)
             routing.install(student.model, *choosing(recipe, stage))  # as the run does; the weights are the same
             if preferences.fit(stage, data[stage.name]):
-                with untouched(student.model, *theirs):
+                with untouched(*student.trees, *theirs):
                     found += terms.check(recipe, stage, student, teacher, data[stage.name])
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from distilvlm.models.stages import students
 from distilvlm.models.upcycling import active_parameters, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
@@ -15,20 +14,8 @@ from .finding import Finding
 ROUTER, EXPERTS = "language.router", "language.feed_forward"
 
 
-def shapes(recipe: Recipe, student: VLM) -> tuple[dict[str, VLM], list[Finding]]:
-    """Stage -> the student as it trains there, without weights from the upcycle on; where it cannot become sparse, the
-    stages before, and why."""
-    try:
-        return students(recipe, student), []
-    except ValueError as error:
-        at = next((place for place, stage in enumerate(recipe.stages) if stage.upcycles is not None), 0)
-        fix = "take a dense Llama (SmolLM2) or Qwen2 student, and layers that it has, or remove the transform"
-        found = Finding("experts.upcycle", "error", str(error), fix, recipe.stages[at].name)
-        return {stage.name: student for stage in recipe.stages[:at]}, [found]
-
-
 def check(recipe: Recipe, shapes: Mapping[str, VLM]) -> list[Finding]:
-    """Every stage that trains a sparse student; `shapes` as the function gave them."""
+    """Every stage that trains a sparse student; `shapes` as shapes.py gives them."""
     found: list[Finding] = []
     for stage in recipe.stages:
         if stage.name not in shapes:

@@ -104,6 +104,10 @@ def _random_student(student: VLM, trains: Collection[str], data: Mapping[str, St
         idle = [leaf for leaf in _leaves(student, part) if leaf not in trains]
         if not idle:
             continue
+        if part == "projector" and "adaptor.projector" in trains:
+            text = "the base's projector is randomly initialised and stays so: its copies in adaptors train"
+            found.append(Finding("parts.random", "ok", text))
+            continue
         what = part if len(idle) == len(_leaves(student, part)) else ", ".join(idle)
         if part != "language" and not pictures:
             text = f"{what} is randomly initialised and trains in no stage; no row has a picture, so nothing passes it"

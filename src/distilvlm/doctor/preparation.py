@@ -16,9 +16,10 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
 from distilvlm.teachers import LocalTeacher
 
-from . import experts, parts, preferences, settings, visual, vocabulary
+from . import adaptors, experts, parts, preferences, settings, visual, vocabulary
 from .examination import examine
 from .finding import Finding
+from .shapes import shapes as shapes_of
 from .template import spread
 
 logger = logging.getLogger(__name__)
@@ -96,10 +97,11 @@ class _Patient:
     def _planned(self) -> list[Finding]:
         """What can be said without the student's weights."""
         outline = self._outline()
-        shapes, found = ({}, []) if outline is None else experts.shapes(self.recipe, outline)
+        shapes, found = ({}, []) if outline is None else shapes_of(self.recipe, outline)
         found += settings.check(self.recipe, shapes, None, {})
         found += [*experts.check(self.recipe, shapes), *preferences.check(self.recipe, {}, {})]
         if outline is not None and not any(finding.check == "settings.parts" for finding in found):
+            found += adaptors.check(self.recipe, shapes)
             found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, shapes, None, {})]
         return found
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 
 from distilvlm.data import Order, StageData
-from distilvlm.models.parts import NEVER, parameters_of, summary
-from distilvlm.models.upcycling import active_parameters, upcycled_layers
+from distilvlm.models.parts import parameters_of, require_trainable, sizes, summary
+from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -92,11 +92,11 @@ def _parts(stage: StageSpec, student: VLM | None) -> Iterator[Finding]:
         return
     for part in [*stage.train, *stage.resets]:
         try:
+            if part in stage.train:
+                require_trainable(student.model, part)
             parameters_of(student.model, part)
-            if part in NEVER and part in stage.train:
-                raise ValueError(f"'{part}' {NEVER[part]}: it cannot train")
         except ValueError as error:
-            fix = "name parts that the student has: projector, language, vision, language.attention, ..."
+            fix = "name parts that the student has: projector, language, vision, language.attention, adaptor, ..."
             yield Finding("settings.parts", "error", str(error), fix, stage.name)
 
 
@@ -163,7 +163,7 @@ def _length(stage: StageSpec, data: StageData) -> Iterator[Finding]:
 
 def _questions(stage: StageSpec, data: StageData) -> Iterator[Finding]:
     """The plain template throws the human text away: right for captions, wrong for questions."""
-    if not any(name.partition(".")[0] == "language" for name in stage.train):
+    if not any(name.partition(".")[0] in ("language", "adaptor") for name in stage.train):
         return
     plain = {source.name for source in data.sources if source.spec.template == "plain"}
     if not plain:
@@ -194,6 +194,6 @@ def _sizes(recipe: Recipe, student: VLM, teacher: VLM) -> Iterator[Finding]:
 
 
 def _language_size(vlm: VLM) -> int:
-    """Parameters of the language model that serve a token."""
-    others = sum(row.parameters for row in summary(vlm.model) if not parts.owner(row.name, ["language"]))
-    return active_parameters(vlm.model)[1] - others
+    """Parameters of the language model that serve a token, those of an active adaptor among them."""
+    others = sum(row.parameters for row in summary(vlm.model) if parts.owner(row.name, ["vision", "projector"]))
+    return sizes(vlm.model)[1] - others  # an adaptor's own projector is as large as the one that it stands in for

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
 
 from distilvlm.data import StageData
 from distilvlm.losses.preference import PAIRED
 from distilvlm.models import routing
+from distilvlm.models.parts import named
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 from distilvlm.teachers import LocalTeacher
@@ -51,7 +51,7 @@ def check(
         else:
             found.append(problem)
     found += _reach(stage, reach)
-    if needed is not None and first and same_weights(student.model, needed.vlm.model):
+    if needed is not None and first and same_weights(student, needed.vlm):
         text = "teacher and student have the same weights: the teacher's terms begin at 0 and have nothing to teach"
         found.append(Finding("terms.same", "warning", text, "name another teacher (teacher.from)", stage.name))
     return found
@@ -164,9 +164,9 @@ def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> It
             yield Finding("terms.gradient", "warning", text, fix, stage.name)
 
 
-def same_weights(student: nn.Module, teacher: nn.Module) -> bool:
+def same_weights(student: VLM, teacher: VLM) -> bool:
     """Whether every weight is the same; stops at the first that is not."""
-    ours, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
+    ours, theirs = named(student.model), named(teacher.model)
     if ours.keys() != theirs.keys():
         return False
     return all(

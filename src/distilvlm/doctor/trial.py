@@ -19,7 +19,7 @@ from distilvlm.data.collate import collate
 from distilvlm.losses.answers import Answers, Preferences
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward
-from distilvlm.models.parts import Parameters
+from distilvlm.models.parts import Parameters, freeze
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import TERMS
 from distilvlm.teachers import LocalTeacher, Targets
@@ -102,11 +102,11 @@ class _Trial:
         batch: Batch,
     ) -> None:
         self.student, self.teacher, self.objective, self.parts = student, teacher, objective, parts
-        student.model.requires_grad_(False)
+        freeze(student.model)
         for members in parts.values():
             for parameter in members.values():
                 parameter.requires_grad_(True)
-        student.model.eval()
+        student.train(False)
         self.device = forward.head_weight(student.model).device
         self.batch = batch.to(self.device)
         self.samples = batch.samples // 2 if objective.preference else batch.samples
@@ -207,15 +207,19 @@ class _Trial:
         given = Targets(targets.hidden[torch.searchsorted(self.rows, rows)], targets.head)
         task = Task(self.student, alone, given.head if alone.relation else None).eval()
         loss: Tensor = task(self._referred(targets), self.features, given, rows, self.samples)["loss"]
-        self.student.model.zero_grad(set_to_none=True)
+        self._clear()
         if loss.requires_grad:
             loss.backward()
         norms = {
             leaf: float(torch.stack([_squares(parameter) for parameter in members.values()]).sum().sqrt())
             for leaf, members in self.parts.items()
         }
-        self.student.model.zero_grad(set_to_none=True)
+        self._clear()
         return norms
+
+    def _clear(self) -> None:
+        for tree in self.student.trees:
+            tree.zero_grad(set_to_none=True)
 
 
 def _squares(parameter: nn.Parameter) -> Tensor:
@@ -266,3 +270,19 @@ def untouched(*models: nn.Module) -> Iterator[None]:
                 parameter.grad = gradient
             for module, training in modes:
                 module.training = training
+
+
+@contextlib.contextmanager
+def as_found(student: VLM) -> Iterator[None]:
+    """Behind it, the student has the adaptors that it had before, and the same one is active."""
+    before, workflow = student.adaptors, None if student.host is None else student.host.active
+    try:
+        yield
+    finally:
+        host = student.host
+        if host is not None and workflow is None:
+            host.detach()
+        elif host is not None and workflow is not None:
+            host.set(workflow)
+            for name in student.adaptors[len(before) :]:
+                host.remove(name)

@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distilvlm.data.batch import IGNORED, BadRow, SampleKey
 from distilvlm.data.geometry import Geometry, PictureError, canvas, decode
@@ -46,6 +46,7 @@ def answer(
     features: Features | None = None,
     bad: list[BadRow] | None = None,
     progress: Callable[[int, int], object] | None = None,
+    workflows: Sequence[str] | None = None,
 ) -> list[str]:
     """The model's answer to each record, in the records' order, without space at its ends.
 
@@ -59,6 +60,8 @@ def answer(
         features: kept features of the vision tower; None decodes the pictures and runs the tower.
         bad: where given, records that can't be used are added here and answered with "" instead of raising.
         progress: called with the number of records answered and their total.
+        workflows: of a model with adaptors, the one that answers each record; a batch may mix them. Default: all by the
+            active one.
 
     Raises:
         DataError: names file and row of a record that the template refuses, whose prompt is longer than the model's
@@ -72,17 +75,18 @@ def answer(
     answers = [""] * len(records)
     # The longest first: a batch that does not fit into memory fails at once, and padding stays short.
     order = sorted(prompts, key=lambda index: (-len(prompts[index].input_ids), records[index].images, index))
-    with _evaluating(vlm.model), torch.no_grad(), _Pictures(vlm, geometry, features) as pictures:
+    with _evaluating(vlm), torch.no_grad(), _Pictures(vlm, geometry, features) as pictures:
         for start in range(0, len(order), batch_size):
             _raise_unless(bad is not None, rejected)
             batch = pictures.load(order[start : start + batch_size], records, rejected)
             if batch:
                 rows = _left_padded([prompts[index] for index in batch], pictures.device)
                 shown = pictures.features([path for index in batch for path in records[index].images])
-                embedded = embeddings(vlm.model, vlm.layout, rows, shown)
-                new = greedy(
-                    vlm.model, embedded, rows.attention_mask, ends=ends, forbidden=forbidden, limit=max_new_tokens
-                )
+                with _answering(vlm, None if workflows is None else [workflows[index] for index in batch]):
+                    embedded = embeddings(vlm.model, vlm.layout, rows, shown)
+                    new = greedy(
+                        vlm.model, embedded, rows.attention_mask, ends=ends, forbidden=forbidden, limit=max_new_tokens
+                    )
                 for index, ids in zip(batch, new, strict=True):
                     answers[index] = written.tokenizer.decode(ids, skip_special_tokens=True).strip()
             if progress is not None:
@@ -202,11 +206,21 @@ def _left_padded(prompts: Sequence[Encoded], device: torch.device) -> _Prompts:
     return _Prompts(ids.to(device), mask.to(device), torch.cat(places).to(device))
 
 
+def _answering(vlm: VLM, workflows: list[str] | None) -> AbstractContextManager[object]:
+    """Inside, each row of a batch goes through its workflow."""
+    if workflows is None:
+        return nullcontext()
+    if vlm.host is None:
+        raise ValueError("workflows are of a model with adaptors, and this one has none")
+    alike = len(set(workflows)) == 1
+    return vlm.host.use(workflows[0] if alike else workflows)
+
+
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(vlm: VLM) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    modes = [(module, module.training) for tree in vlm.trees for module in tree.modules()]
+    vlm.train(False)
     try:
         yield
     finally:

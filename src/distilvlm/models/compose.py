@@ -45,7 +45,7 @@ def build(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, meta: 
         ValueError: parts that a stock Llava cannot hold, with the reason.
     """
     if spec.source is not None:
-        return load(spec.source, dtype, meta)
+        return load(spec.source, dtype, meta).use(spec.workflow)
     assert spec.vision is not None and spec.language is not None  # the schema's rule
     vision, language = spec.vision, spec.language
 

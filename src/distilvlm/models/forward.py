@@ -1,7 +1,8 @@
 """Running a VLM to hidden states: never to logits, which the loss terms build in chunks of the rows they need.
 
 Equal to stock `LlavaForConditionalGeneration` on the same batch, but for the positions of the pictures, which come from
-the batch and not from an id: under a placeholder stands an id that is safe to embed.
+the batch and not from an id: under a placeholder stands an id that is safe to embed. A model with adaptors runs in its
+active workflow: its language model's hooks see to the layers, what stands around them is chosen here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from . import routing
+from .adaptors import Host
 from .vlm import VisionLayout
 
 
@@ -85,12 +87,38 @@ def embeddings(
             f"({layout.placeholders} per picture), but there are {given} vision features for them"
         )
     if features is not None and given:
-        projector = model.model.multi_modal_projector
-        projected = projector(features.to(projector.linear_1.weight.dtype))  # [pictures, placeholders, d]
+        projected = _projected(model, batch, features)  # [pictures, placeholders, d]
         flat = embedded.flatten(0, 1)  # [samples * length, d]
         flat = flat.index_copy(0, batch.placeholder_rows, projected.flatten(0, 1).to(flat.dtype))
         embedded = flat.view_as(embedded)
     return embedded
+
+
+def projector(model: LlavaForConditionalGeneration) -> nn.Module:
+    """What brings vision features into the language model in the one active workflow."""
+    host = Host.of(model)
+    return model.model.multi_modal_projector if host is None else host.projector()
+
+
+def _projected(model: LlavaForConditionalGeneration, batch: Rows, features: Tensor) -> Tensor:
+    """[pictures, placeholders, d]: every picture by the projector of its row's workflow."""
+    host = Host.of(model)
+    if host is None or isinstance(host.active, str):
+        return _through(projector(model), features)
+    pictures, placeholders, length = *features.shape[:2], batch.input_ids.shape[1]
+    rows = (batch.placeholder_rows.view(pictures, placeholders)[:, 0] // length).tolist()  # of each picture
+    whose = [host.active[row] for row in rows]
+    pieces: dict[int, Tensor] = {}
+    for workflow in dict.fromkeys(whose):
+        places = [picture for picture, other in enumerate(whose) if other == workflow]
+        with host.use(workflow):
+            pieces |= zip(places, _through(projector(model), features[places]), strict=True)
+    return torch.stack([pieces[picture] for picture in range(pictures)])
+
+
+def _through(module: nn.Module, features: Tensor) -> Tensor:
+    weight: Tensor = module.linear_1.weight  # pyright: ignore
+    return module(features.to(weight.dtype))
 
 
 def hidden_states(
@@ -107,8 +135,10 @@ def hidden_states(
 
 
 def head_weight(model: LlavaForConditionalGeneration) -> Tensor:
-    """The output head's weight, [V, d]; where head and embedding are tied, the embedding itself."""
-    return model.lm_head.weight
+    """The output head's weight, [V, d], in the one active workflow; where head and embedding are tied, the embedding
+    itself."""
+    host = Host.of(model)
+    return model.lm_head.weight if host is None else host.head_weight()
 
 
 def idle_projector(model: LlavaForConditionalGeneration) -> Tensor:
@@ -117,9 +147,9 @@ def idle_projector(model: LlavaForConditionalGeneration) -> Tensor:
     Added to the loss of a batch without pictures, it gives those parameters a gradient of zeros, so that a
     projector-only stage can differentiate and DDP does not wait for gradients that never come. The tower does not run.
     """
-    first = model.model.multi_modal_projector.linear_1.weight
-    blank = torch.zeros(1, first.shape[1], dtype=first.dtype, device=first.device)
-    zero = model.model.multi_modal_projector(blank).sum() * 0.0
+    used = projector(model)
+    first: Tensor = used.linear_1.weight  # pyright: ignore
+    zero: Tensor = used(torch.zeros(1, first.shape[1], dtype=first.dtype, device=first.device)).sum() * 0.0
     for parameter in model.model.vision_tower.parameters():
         if parameter.requires_grad:
             zero = zero + parameter.sum() * 0.0

@@ -20,7 +20,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,8 @@ def load(checkpoint: str | Path, vision: str | None = None) -> tuple[VLM, Geomet
         raise NotHere(place / "config.json")
     facts: dict[str, Any] = json.loads((place / "config.json").read_text(encoding="utf-8"))
     tensors = _tensors(place)
-    body, tower, projector, head = _parted(tensors, place)
-    text = _dense_config(facts, body, place)
+    body, tower, projector, head = parted(tensors, place)
+    text = dense_config(facts, body, place)
     sparse = _sparse_layers(body)
     if sparse:
         top_k = _top_k(facts, place)
@@ -96,6 +96,41 @@ def load(checkpoint: str | Path, vision: str | None = None) -> tuple[VLM, Geomet
         config = text
         log.info("%s: dense", place)
 
+    return composed(
+        place,
+        facts,
+        config,
+        language=lambda made: _stock(body, sparse, made, text),
+        head=output_head(head, body, text, place),
+        projector=projector,
+        tower=tower,
+        vision=vision,
+    )
+
+
+def composed(
+    place: Path,
+    facts: Mapping[str, Any],
+    text: PretrainedConfig,
+    language: Callable[[torch.nn.Module], Mapping[str, Tensor]],
+    head: Tensor,
+    projector: Mapping[tuple[str, str], Tensor],
+    tower: Mapping[str, Tensor],
+    vision: str | None,
+) -> tuple[VLM, Geometry]:
+    """A stock Llava of a checkpoint's parts, and how its pictures became canvases.
+
+    Args:
+        facts: of config.json, in the words of LLaVA's early code.
+        text: the language model's stock configuration.
+        language: its stock body, empty -> the body's weights by stock names.
+        projector: ('0' or '2', 'weight' or 'bias') -> LLaVA's two layers.
+        tower: weights of the encoder, or nothing where the checkpoint does not hold it.
+        vision: directory or hub id of the encoder; None: what `facts` name.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape; no encoder is named.
+    """
     named = vision or facts.get("mm_image_tower") or facts.get("mm_vision_tower")
     if not named:
         raise ValueError(f"{place}/config.json names no vision encoder (mm_image_tower): give one")
@@ -109,7 +144,7 @@ def load(checkpoint: str | Path, vision: str | None = None) -> tuple[VLM, Geomet
     image_id = place_image_token(tokenizer, text.vocab_size)
     whole = LlavaConfig(
         vision_config=seen,
-        text_config=config,
+        text_config=text,
         image_token_index=image_id,
         image_seq_length=layout.placeholders,
         projector_hidden_act="gelu",
@@ -119,13 +154,12 @@ def load(checkpoint: str | Path, vision: str | None = None) -> tuple[VLM, Geomet
     )
     with no_init_weights():
         model = LlavaForConditionalGeneration(whole)
-    language = model.model.language_model
-    state = {f"model.language_model.{name}": value for name, value in _stock(body, sparse, language, text).items()}
+    state = {f"model.language_model.{name}": value for name, value in language(model.model.language_model).items()}
     state |= {f"model.multi_modal_projector.linear_{1 + int(n) // 2}.{kind}": v for (n, kind), v in projector.items()}
     if not tower:
         tower = pretrained_tower(named, seen, torch.float32).state_dict()
     state |= {f"model.vision_tower.{name}": value for name, value in tower.items()}
-    state["lm_head.weight"] = _head(head, body, text, place)
+    state["lm_head.weight"] = head
     _fill(model, state, place)
     if (place / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(place)
@@ -151,7 +185,7 @@ def _tensors(place: Path) -> dict[str, Tensor]:
     return found
 
 
-def _parted(
+def parted(
     tensors: Mapping[str, Tensor], place: Path
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[tuple[str, str], Tensor], Tensor | None]:
     """(language model's body, tower, projector, head), each without what stood before its names."""
@@ -172,7 +206,7 @@ def _parted(
     return body, tower, projector, tensors.get("lm_head.weight")
 
 
-def _dense_config(facts: Mapping[str, Any], body: Mapping[str, Tensor], place: Path) -> PretrainedConfig:
+def dense_config(facts: Mapping[str, Any], body: Mapping[str, Tensor], place: Path) -> PretrainedConfig:
     """The language model's stock configuration, as if it were dense; its type is a part of theirs (moe_llava_qwen2)."""
     given = str(facts.get("model_type"))
     kinds = {"qwen2": "qwen2", "qwen1_5": "qwen2", "llama": "llama", "llava": "llama"}
@@ -236,7 +270,7 @@ def _stock(
     return state
 
 
-def _head(head: Tensor | None, body: Mapping[str, Tensor], text: PretrainedConfig, place: Path) -> Tensor:
+def output_head(head: Tensor | None, body: Mapping[str, Tensor], text: PretrainedConfig, place: Path) -> Tensor:
     embedding = body.get("embed_tokens.weight")
     if not text.tie_word_embeddings:
         if head is None:

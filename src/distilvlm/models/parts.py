@@ -4,6 +4,9 @@
 `.attention`, `.feed_forward` (experts, too), `.router`, `.norm`, and `.other` where a model has more. Two parts never
 train: `vision.unread` are the blocks and heads behind the layer that is read, which never receive a gradient;
 `language.unused` is the shared expert of zeros that an upcycled model has because its class wants one.
+
+A model with adaptors has `adaptor`, the active one: `.projector`, `.embedding`, `.layers`, `.gates`, `.norm`, `.head`.
+The others are `adaptor.idle`. Beside adaptors nothing trains.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from .upcycling import upcycled_layers
+from .adaptors import TEXT, Host
+from .upcycling import active_parameters, upcycled_layers
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +41,34 @@ LEAVES = (
     "language.norm",
     "language.other",
     "language.unused",
+    "adaptor.projector",
+    "adaptor.embedding",
+    "adaptor.layers",
+    "adaptor.gates",
+    "adaptor.norm",
+    "adaptor.head",
+    "adaptor.idle",
 )
 """Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower."""
 
 NEVER = {
     "vision.unread": "lies behind the layer that is read (vision.layer)",
     "language.unused": "is the shared expert of zeros of an upcycled model, which must stay zero",
+    "adaptor.idle": "are the adaptors that are not active",
 }
 """Parts that never train, and why."""
+
+ADAPTORS = "adaptors."
+"""Beginning of the names of adaptors' parameters, which are not the stock model's: `adaptors.NAME.layers.0....`"""
+
+_OF_AN_ADAPTOR = {
+    "projector": "projector",
+    "embed_tokens": "embedding",
+    "layers": "layers",
+    "gates": "gates",
+    "norm": "norm",
+    "lm_head": "head",
+}
 
 _LANGUAGE_KINDS = (
     ("attention", re.compile(r"attn|attention|mixer")),
@@ -82,13 +106,11 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
     parts = _leaves(model)
     chosen: dict[str, list[str]] = {}
     for name in names:
-        _require_known(model, name, parts)
-        if name in NEVER:
-            raise ValueError(f"'{name}' {NEVER[name]}: it cannot train")
+        require_trainable(model, name, parts)
         chosen[name] = [leaf for leaf in LEAVES if leaf not in NEVER and _covers(name, leaf)]
     closest = {leaf: max((n for n in chosen if leaf in chosen[n]), key=len, default=None) for leaf in LEAVES}
 
-    model.requires_grad_(False)
+    freeze(model)
     trains: dict[str, set[str]] = {name: set() for name in chosen}
     for leaf, members in parts.items():
         if (name := closest[leaf]) is None:
@@ -98,7 +120,7 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
             # bf16 weights hardly move: at 2e-5, 4% of them changed in 5 AdamW steps where all do in float32.
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
-    everything = dict(model.named_parameters())
+    everything = named(model)
     parameters = {
         name: {key: parameter for key, parameter in everything.items() if key in members}
         for name, members in trains.items()
@@ -108,6 +130,42 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
         state = "frozen" if not row.trainable else f"{row.trainable:,} train"
         log.info("part %-22s %15s parameters, %s, %s", row.name, f"{row.parameters:,}", row.dtype, state)
     return Trainable(parameters=parameters, table=table)
+
+
+def named(model: LlavaForConditionalGeneration) -> Parameters:
+    """All parameters by name, those of adaptors behind the stock model's own. Shared ones stand there once."""
+    host = Host.of(model)
+    own = dict(model.named_parameters())
+    return own if host is None else own | {ADAPTORS + name: p for name, p in host.adaptors.named_parameters()}
+
+
+def beside(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """The weights of adaptors, by the names that `named` gives their parameters; of a stock model, none."""
+    host = Host.of(model)
+    return {} if host is None else {ADAPTORS + name: value for name, value in host.adaptors.state_dict().items()}
+
+
+def freeze(model: LlavaForConditionalGeneration) -> None:
+    """Nothing trains, of adaptors neither."""
+    for parameter in named(model).values():
+        parameter.requires_grad_(False)
+
+
+def sizes(model: LlavaForConditionalGeneration) -> tuple[int, int]:
+    """Parameters: (all, those that serve one token in the active workflow)."""
+    total, active = active_parameters(model)
+    parts, host = by_leaf(model), Host.of(model)
+    if host is None:
+        return total, active
+    used = {id(p) for p in (host.head_weight(), *host.embedding().parameters(), *host.projector().parameters())}
+    passed_by = ("projector", "language.embedding", "language.head")
+    unused = sum(p.numel() for leaf in passed_by for p in parts.get(leaf, {}).values() if id(p) not in used)
+    own = {
+        leaf: sum(p.numel() for p in members.values()) for leaf, members in parts.items() if _covers("adaptor", leaf)
+    }
+    # The norm stands in for one of the base's that is as large.
+    serving = sum(own.values()) - own.get("adaptor.idle", 0) - own.get("adaptor.norm", 0)
+    return total + sum(own.values()), active + serving - unused
 
 
 def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters:
@@ -155,10 +213,21 @@ def _covers(name: str, leaf: str) -> bool:
 def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
     unread, upcycled = _unread(model), bool(upcycled_layers(model.config))
     parts: dict[str, Parameters] = {leaf: {} for leaf in LEAVES}
-    for name, parameter in model.named_parameters():  # a tied head appears once, under the embedding's name
-        leaf = "language.unused" if upcycled and ".mlp.shared_expert" in name else _leaf(name, unread)
+    active = active_adaptor(model)
+    for name, parameter in named(model).items():  # a tied head appears once, under the embedding's name
+        if name.startswith(ADAPTORS):
+            whose, kind = name.removeprefix(ADAPTORS).split(".")[:2]
+            leaf = f"adaptor.{_OF_AN_ADAPTOR[kind]}" if whose == active else "adaptor.idle"
+        else:
+            leaf = "language.unused" if upcycled and ".mlp.shared_expert" in name else _leaf(name, unread)
         parts[leaf][name] = parameter
     return parts
+
+
+def active_adaptor(model: LlavaForConditionalGeneration) -> str | None:
+    """The one adaptor that is active; None where there is none, or several in one batch."""
+    host = Host.of(model)
+    return host.active if host is not None and isinstance(host.active, str) and host.active != TEXT else None
 
 
 def _leaf(name: str, unread: set[str]) -> str:
@@ -212,9 +281,25 @@ def _unread(model: LlavaForConditionalGeneration) -> set[str]:
     return unread
 
 
+def require_trainable(
+    model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters] | None = None
+) -> None:
+    """Raises ValueError for an unknown name (with the nearest known one), a part that is empty, or one that cannot
+    train in this model."""
+    _require_known(model, name, _leaves(model) if parts is None else parts)
+    if name in NEVER:
+        raise ValueError(f"'{name}' {NEVER[name]}: it cannot train")
+    host = Host.of(model)
+    if host is not None and host.names and not _covers("adaptor", name):
+        raise ValueError(
+            f"'{name}' is the base's, which adaptors ({', '.join(host.names)}) leave as it is: train 'adaptor', or "
+            "parts of it"
+        )
+
+
 def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters]) -> None:
-    known = ["vision", "projector", "language"]
-    known += [leaf for leaf in LEAVES if leaf.startswith("language.") and leaf not in NEVER]
+    known = ["vision", "projector", "language", "adaptor"]
+    known += [leaf for leaf in LEAVES if "." in leaf and leaf not in NEVER]
     if name not in (*known, *NEVER):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -224,6 +309,16 @@ def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[
             "'language.head' is tied to the input embedding in this model, one tensor for both: "
             "name 'language.embedding' to train it"
         )
+    if name == "adaptor.head" and parts["adaptor.embedding"] and not parts[name]:
+        raise ValueError(
+            "'adaptor.head' is tied to the adaptor's embedding, one tensor for both, or there is none: name "
+            "'adaptor.embedding' to train it, or insert the adaptor with {tied: false}"
+        )
     if not any(members for leaf, members in parts.items() if _covers(name, leaf)):
-        hint = ": only a sparse model has routers (transform: {do: upcycle})" if name == "language.router" else ""
+        hint = {
+            "language.router": ": only a sparse model has routers (transform: {do: upcycle})",
+            "adaptor.gates": ": only structures a and b have gates",
+        }.get(name, "")
+        if _covers("adaptor", name) and active_adaptor(model) is None:
+            hint = ": no adaptor is active in it (transform: {do: insert})"
         raise ValueError(f"part '{name}' has no parameters in this model{hint}")

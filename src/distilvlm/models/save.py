@@ -30,7 +30,7 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 
 from .files import MANIFEST, directory_whole, verify
 from .image_token import place_image_token
-from .sources import config_of, is_local, pretrained, tokenizer_of
+from .sources import config_of, host_facts, is_local, pretrained, tokenizer_of
 from .towers import checkpoint_statistics, family_statistics, layout_of, vision_half
 from .vlm import IMAGE_TOKEN, VLM, VisionLayout
 
@@ -56,6 +56,10 @@ def save(
         chat_template: Jinja of the processor and the tokenizer; default: the tokenizer's own, as it is.
         replace: take the place of an existing directory; otherwise one is refused.
     """
+    if vlm.adaptors:
+        raise ValueError(
+            f"a stock checkpoint has no place for adaptors ({', '.join(vlm.adaptors)}): models.hosted.save writes them"
+        )
     if vlm.tokenizer is None or vlm.model.device.type == "meta":
         raise ValueError("this model was built for a plan, without weights or tokenizer: there is nothing to save")
     tokenizer = copy.deepcopy(vlm.tokenizer)  # saving writes the processor's name into it
@@ -84,7 +88,8 @@ def save(
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = False) -> VLM:
-    """A checkpoint of ours, or one in LLaVA's transformers format (`llava-hf/...`): a directory or a hub id.
+    """A checkpoint of ours, or one in LLaVA's transformers format (`llava-hf/...`): a directory or a hub id. Of a
+    directory of adaptors (hosted.py) it is their base with them, none of which is active.
 
     Args:
         dtype: what all weights are held in.
@@ -96,6 +101,10 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = Fals
     """
     source = str(path)
     local = is_local(source)
+    if local and host_facts(source) is not None:
+        from . import hosted  # it builds its base, which may be a checkpoint
+
+        return hosted.load(source, dtype, meta)
     if local and (Path(source) / MANIFEST).exists() and (problems := verify(source, contents=False)):
         raise ValueError("the checkpoint is damaged:\n  " + "\n  ".join(problems))
     config = _llava_config(source, meta)
@@ -128,7 +137,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = Fals
 
 def geometry_of(path: str | Path) -> Geometry:
     """How pictures become canvases for a saved model: as it was saved, or as its image processor does."""
-    if is_local(str(path)) and (ours := _ours(str(path))):
+    if is_local(str(path)) and (ours := host_facts(path) or _ours(str(path))):
         return ours["geometry"]
     settings = get_image_processor_config(str(path))
     if settings.get("do_pad"):

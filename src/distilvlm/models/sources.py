@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from .architectures import published
 log = logging.getLogger(__name__)
 
 Loaded = TypeVar("Loaded")
+
+HOST = "host.json"
+"""What a directory of adaptors (hosted.py) says of itself."""
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -49,6 +53,20 @@ def is_local(source: str) -> bool:
     return False
 
 
+def host_facts(source: str | Path) -> dict[str, Any] | None:
+    """What a directory of adaptors says of itself; None for anything else."""
+    file = Path(source).expanduser() / HOST
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _require_stock(source: str) -> None:
+    if host_facts(source) is not None:
+        raise ValueError(
+            f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. Its base is named "
+            "in its host.json; with it, it can be a student's or teacher's 'from', or be asked (distilvlm evaluate)"
+        )
+
+
 def refuse_pickled(directory: str | Path) -> None:
     """Weights are read from safetensors only; unpickling a file can run any program.
 
@@ -69,6 +87,7 @@ def config_of(source: str, offline_first: bool) -> PretrainedConfig:
     `offline_first` (a plan): what is cached, then the published architectures that we know, and only then the hub.
     """
     if is_local(source):
+        _require_stock(source)
         return _had(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source)
     if offline_first:
         try:
@@ -88,7 +107,8 @@ def tokenizer_of(source: str, plan: bool) -> PreTrainedTokenizerBase | None:
         except (OSError, ValueError):
             log.info("the tokenizer of %s is not at hand: planning without it", source)
             return None
-    is_local(source)
+    if is_local(source):
+        _require_stock(source)
     return _had(lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False), source)
 
 

@@ -1,10 +1,15 @@
-"""What the stages of a recipe make of a student: where it becomes sparse, and how its routers choose in each stage."""
+"""What the stages of a recipe make of a student: where it becomes sparse, how its routers choose in each stage, where
+it gets adaptors."""
 
 from __future__ import annotations
 
-from distilvlm.recipe.schema import Recipe, StageSpec, Upcycle
+from collections.abc import Iterator
+
+from distilvlm.recipe.schema import Recipe, StageSpec
+from distilvlm.recipe.transforms import Insert, Upcycle
 
 from . import routing
+from .adaptors import AdaptorConfig, Host, resolve
 from .routing import SecondExpert
 from .upcycling import upcycle
 from .vlm import VLM
@@ -31,6 +36,27 @@ def made_sparse(vlm: VLM, how: Upcycle, seed: int) -> VLM:
     return upcycle(vlm, how.experts, how.top_k, how.layers, seed)
 
 
+def with_adaptor(vlm: VLM, how: Insert) -> VLM:
+    """Insert an adaptor into the student, in place, and make it the active one; returns the student.
+
+    Raises:
+        ValueError: positions that the language model does not have; a name that is taken; no such start.
+    """
+    depth: int = vlm.model.config.get_text_config().num_hidden_layers
+    config = AdaptorConfig(
+        structure=how.structure,
+        gate=how.gate,
+        positions=resolve(how.layers, depth),
+        own_embedding=how.embedding,
+        own_norm=how.norm,
+        own_head=how.head,
+        tied=how.tied,
+        projector=how.projector,
+    )
+    Host.attach(vlm.model).add(how.adaptor, config, start=how.start)
+    return vlm.use(how.adaptor)
+
+
 def choosing(recipe: Recipe, stage: StageSpec) -> Choosing:
     """How the routers of a sparse student choose in training in `stage`, as `routing.install` takes it."""
     how = upcycle_before(recipe, stage)
@@ -43,16 +69,27 @@ def choosing(recipe: Recipe, stage: StageSpec) -> Choosing:
 
 
 def students(recipe: Recipe, student: VLM) -> dict[str, VLM]:
-    """Stage -> the student as it trains there: `student` itself, and from the upcycle on a sparse one without weights.
+    """Stage -> the student as it trains there: `student` itself, and from the first upcycle or insert on one without
+    weights.
 
     Raises:
-        ValueError: the student cannot be upcycled as the recipe wants it, or is a sparse one of another origin.
+        ValueError: as `along`.
+    """
+    return {stage.name: trained for stage, trained in along(recipe, student)}
+
+
+def along(recipe: Recipe, student: VLM) -> Iterator[tuple[StageSpec, VLM]]:
+    """Every stage with the student as it trains there, as `students` has it; those behind one that raises are missing.
+
+    Raises:
+        ValueError: the student cannot be upcycled as the recipe wants it, is a sparse one of another origin, or has no
+            place for an adaptor of a stage.
     """
     if getattr(student.model.config.get_text_config(), "num_experts", None):
         routing.install(student.without_weights().model)
-    found: dict[str, VLM] = {}
     for stage in recipe.stages:
         if stage.upcycles is not None:
             student = made_sparse(student.without_weights(), stage.upcycles, recipe.seed)
-        found[stage.name] = student
-    return found
+        if stage.inserts is not None:
+            student = with_adaptor(student.without_weights(), stage.inserts)
+        yield stage, student

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+from .adaptors import TEXT, Host
+
 IMAGE_TOKEN = "<image>"
 """The special token that stands for one vision feature. In raw text it marks a picture (LLaVA's convention)."""
 
@@ -49,6 +51,8 @@ class VLM:
 
     `random_parts` are those of 'vision', 'projector' and 'language' that were drawn when the model was composed, not
     read from a checkpoint.
+
+    A model with adaptors (`host`) is the frozen stock model and modules beside it: `trees` are all of it.
     """
 
     model: LlavaForConditionalGeneration
@@ -64,6 +68,56 @@ class VLM:
         assert isinstance(weight, Tensor)
         return weight.shape[0]
 
+    @property
+    def host(self) -> Host | None:
+        """What holds the model's adaptors; None where none was ever inserted."""
+        return Host.of(self.model)
+
+    @property
+    def adaptors(self) -> tuple[str, ...]:
+        """The names of the model's adaptors, in the order in which they were inserted."""
+        return () if self.host is None else self.host.names
+
+    @property
+    def workflow(self) -> str:
+        """The one active workflow: an adaptor's name, or 'text'."""
+        return TEXT if self.host is None or not isinstance(self.host.active, str) else self.host.active
+
+    @property
+    def trees(self) -> tuple[nn.Module, ...]:
+        """All modules that hold weights: the stock model, and its adaptors if it has any."""
+        return (self.model,) if self.host is None else (self.model, self.host.adaptors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every parameter and buffer of all trees, each once."""
+        found = {id(t): t for tree in self.trees for t in [*tree.parameters(), *tree.buffers()]}
+        return list(found.values())
+
+    def train(self, mode: bool = True) -> VLM:
+        """Put all trees into training mode, or out of it; returns self."""
+        for tree in self.trees:
+            tree.train(mode)
+        return self
+
+    def use(self, workflow: str | None) -> VLM:
+        """Make a workflow the active one until another is; returns self.
+
+        Args:
+            workflow: 'text' or an adaptor's name; None is the adaptor that was inserted last, if there is any.
+
+        Raises:
+            ValueError: there is no such adaptor.
+        """
+        chosen = workflow or (self.adaptors[-1] if self.adaptors else TEXT)
+        if chosen not in (TEXT, *self.adaptors):
+            raise ValueError(
+                f"there is no workflow '{chosen}' in this model: there is {', '.join((TEXT, *self.adaptors))}"
+            )
+        if self.host is not None:
+            self.host.set(chosen)
+        return self
+
     def without_weights(self) -> VLM:
         """The same on the meta device: for what can be told from names, shapes and dtypes."""
         with torch.device("meta"):
@@ -71,11 +125,18 @@ class VLM:
         held = dict(self.model.named_parameters())
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(held[name].dtype)
-        return replace(self, model=model)
+        copied = replace(self, model=model)
+        if self.host is not None:
+            host = Host.attach(model)
+            for name in self.adaptors:
+                host.add(name, self.host[name].config)
+            host.set(self.host.active)
+        return copied
 
     def to(self, device: torch.device | str) -> VLM:
         """Move the model to a device; returns self."""
-        nn.Module.to(self.model, device)  # transformers' own, decorated, is opaque to type checkers
+        for tree in self.trees:
+            nn.Module.to(tree, device)  # transformers' own, decorated, is opaque to type checkers
         return self
 
     @property

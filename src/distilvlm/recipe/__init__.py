@@ -15,20 +15,20 @@ from distilvlm.recipe.schema import (
     PictureSpec,
     ProjectorSpec,
     Recipe,
-    Reset,
-    Section,
     SourceSpec,
     StageSpec,
     TeacherSpec,
-    Transform,
-    Upcycle,
     VisionSpec,
 )
+from distilvlm.recipe.section import Section
+from distilvlm.recipe.transforms import TEXT, Insert, Reset, Transform, Upcycle
 
 __all__ = [
     "TERMS",
+    "TEXT",
     "Augmentation",
     "Departure",
+    "Insert",
     "LanguageSpec",
     "LossSpec",
     "MachineSpec",

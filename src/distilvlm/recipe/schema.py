@@ -7,15 +7,12 @@ it is. Nothing here imports torch, so a recipe can be read, checked and printed 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+from distilvlm.recipe.section import Section
+from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
 
 
 class VisionSpec(Section):
@@ -78,7 +75,10 @@ class ModelSpec(Section):
     """A vision-language model: an existing LLaVA-style checkpoint (`from`), or one composed of parts."""
 
     source: str | None = Field(
-        default=None, alias="from", description="directory or hub id of a LLaVA-style checkpoint"
+        default=None, alias="from", description="directory or hub id of a LLaVA-style checkpoint, or of adaptors"
+    )
+    workflow: str | None = Field(
+        default=None, description="of a directory of adaptors: the one that is active; default: the last inserted"
     )
     vision: VisionSpec | None = None
     language: LanguageSpec | None = None
@@ -89,6 +89,8 @@ class ModelSpec(Section):
         composed = self.vision is not None and self.language is not None
         if (self.source is None) != composed or (self.source and (self.vision or self.language)):
             raise ValueError("give either 'from' (a whole checkpoint) or both 'vision' and 'language' (composed)")
+        if self.workflow is not None and composed:
+            raise ValueError("'workflow' is of a directory of adaptors ('from'): a composed model has none yet")
         return self
 
 
@@ -217,48 +219,6 @@ class OptimSpec(Section):
         return self
 
 
-class Reset(Section):
-    """Put parts of the student back to the weights they had before the first stage (LLaVA-KD's fine-tuning does)."""
-
-    do: Literal["reset"]
-    parts: list[str] = Field(min_length=1)
-
-    def __str__(self) -> str:
-        return f"reset {', '.join(self.parts)}"
-
-
-class Upcycle(Section):
-    """Make feed-forwards sparse: each becomes several experts that are copies of it, and a router (LLaVA-MoD)."""
-
-    do: Literal["upcycle"]
-    experts: int = Field(default=4, ge=2, description="copies of a layer's feed-forward")
-    top_k: int = Field(
-        default=2, ge=1, description="experts that serve a token; with 1, nothing but loss.balance moves the router"
-    )
-    layers: Literal["even", "odd", "first_half", "second_half", "all"] | list[int] = Field(
-        default="even", description="which layers become sparse; even: every second one, from layer 0"
-    )
-    second_expert: Literal["argmax", "gumbel"] = Field(
-        default="argmax", description="gumbel: later choices are drawn by their probability, in training only"
-    )
-    capacity: float | None = Field(
-        default=None, gt=0, description="a training batch's tokens per expert, as a factor of an even share; more drop"
-    )
-
-    @model_validator(mode="after")
-    def _enough_experts(self) -> Upcycle:
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k is {self.top_k}, but there are only {self.experts} experts")
-        return self
-
-    def __str__(self) -> str:
-        layers = self.layers if isinstance(self.layers, str) else ", ".join(map(str, self.layers))
-        return f"upcycle {layers} layers: {self.experts} experts, {self.top_k} active"
-
-
-Transform = Annotated[Reset | Upcycle, Field(discriminator="do")]
-"""What a stage may do to the student before it trains. A new method adds a class here and its code in `models/`."""
-
 Departure = Literal["unshifted_mask", "token_mean", "doubled_balance", "padding", "undetached_z0", "gumbel", "capacity"]
 """Where LLaVA-MoD's code differs from what this package does by default (specification §2.3, §1.3, §1.4, §2.4):
 
@@ -276,8 +236,8 @@ class StageSpec(Section):
     """One stage: transform the student → choose what trains → train it against targets."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    transform: list[Transform] = []
-    train: list[str] = Field(min_length=1, description="parts that train: projector, language, vision, ...")
+    transform: list[Transform] = Field(default=[], description="what is done to the student before it trains")
+    train: list[str] = Field(min_length=1, description="parts that train: projector, language, vision, adaptor, ...")
     data: list[str] = Field(min_length=1, description="names of data sources")
     loss: LossSpec = LossSpec()
     optim: OptimSpec
@@ -299,10 +259,19 @@ class StageSpec(Section):
         """How the stage makes the student sparse, if it does."""
         return next((transform for transform in self.transform if isinstance(transform, Upcycle)), None)
 
+    @property
+    def inserts(self) -> Insert | None:
+        """The adaptor that the stage inserts, if it does."""
+        return next((transform for transform in self.transform if isinstance(transform, Insert)), None)
+
     @model_validator(mode="after")
     def _upcycles_once(self) -> StageSpec:
         if sum(isinstance(transform, Upcycle) for transform in self.transform) > 1:
             raise ValueError("upcycles twice: a sparse student cannot become sparse again")
+        if sum(isinstance(transform, Insert) for transform in self.transform) > 1:
+            raise ValueError(
+                "inserts twice: only the later adaptor would train. Insert the other in a stage of its own"
+            )
         return self
 
 
@@ -358,6 +327,7 @@ class Recipe(Section):
             if stage.loss.needs_teacher and self.teacher is None:
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
         self._check_transforms()
+        self._check_adaptors()
         return self
 
     def _check_transforms(self) -> None:
@@ -371,4 +341,45 @@ class Recipe(Section):
                 raise ValueError(
                     f"stage '{stage.name}' resets the language model, which is sparse since '{sparse}': its starting "
                     "weights are a dense model's. Reset it in an earlier stage"
+                )
+
+    def _check_adaptors(self) -> None:
+        """From an insert on nothing but adaptors trains, and before it nothing but what they copy."""
+        inserting = [stage.name for stage in self.stages if stage.inserts is not None]
+        held = self.student.source is not None  # by the directory that the student comes from, perhaps
+        if inserting and (sparse := next((stage.name for stage in self.stages if stage.upcycles is not None), None)):
+            raise ValueError(
+                f"stage '{inserting[0]}' inserts an adaptor, which freezes the language model, and '{sparse}' upcycles "
+                "it: make these two recipes"
+            )
+        known: list[str] = []
+        for stage in self.stages:
+            insert = stage.inserts
+            if insert is not None:
+                if insert.adaptor in known:
+                    raise ValueError(f"stage '{stage.name}' inserts '{insert.adaptor}' again: give it another name")
+                if insert.start not in ("base", *known) and not held:
+                    there = ", ".join(["base", *known])
+                    raise ValueError(
+                        f"stage '{stage.name}' starts its adaptor from '{insert.start}': there is only {there}"
+                    )
+                known.append(insert.adaptor)
+            for part in stage.train:
+                kind = part.partition(".")[0]
+                if kind == "adaptor" and not known and not held:
+                    raise ValueError(
+                        f"stage '{stage.name}' trains '{part}', but neither it nor an earlier stage inserts an adaptor "
+                        "(transform: [{do: insert, ...}])"
+                    )
+                allowed = "adaptor" if known else "projector"
+                if inserting and kind not in ("adaptor", allowed):
+                    raise ValueError(
+                        f"stage '{stage.name}' trains '{part}', but the recipe inserts an adaptor ('{inserting[0]}'), "
+                        f"whose base stays as it is: {'behind an insert' if known else 'before it'} only '{allowed}' "
+                        "may train"
+                    )
+            if known and stage.resets:
+                raise ValueError(
+                    f"stage '{stage.name}' resets {', '.join(stage.resets)} behind an insert: nothing but adaptors has "
+                    "trained since, and a fresh one is inserted under another name"
                 )

@@ -136,6 +136,16 @@ class Student(Content):
     sparse_layers: list[int] = []
 
 
+class Adaptors(Content):
+    """Of a student that has any: the one that trains, part by part, and what each takes beside the base, 'text'."""
+
+    active: str
+    structure: str
+    positions: list[int]
+    parts: dict[str, int]
+    bytes: dict[str, int]
+
+
 class AboutStage(Content):
     """`RUN/stages/NN-NAME/about.json`."""
 
@@ -146,6 +156,7 @@ class AboutStage(Content):
     data: dict[str, dict[str, Any]] = {}
     updates: int | None = None
     terms: dict[str, float] = {}
+    adaptors: Adaptors | None = None
     seconds: float | None = None
 
 

@@ -46,6 +46,7 @@ class Table:
     seeds: list[int]
     axis: Markup
     rows: list[Row]
+    percent: bool = True  # cells are shares; otherwise numbers as they are
 
 
 def figures(file: ComparisonFile, questions: str) -> list[Figure]:
@@ -68,15 +69,16 @@ def scores(
     cells: dict[str, list[Cell]] = {
         name: [_picked(rows.get(name), figure.name, category) for rows in asked] for name in names
     }
-    scale = _scale([cell for row in cells.values() for cell in row if isinstance(cell, Interval)], 0.0, 1.0)
+    scale = _scale([cell for row in cells.values() for cell in row if isinstance(cell, Interval)], figure.percent)
     rows = [
-        Row(name, series.get(name), cells[name], _plot(cells[name], series.get(name), scale, None), _size(file, name))
+        Row(name, series.get(name), cells[name], _plot(cells[name], series.get(name), scale), _size(file, name))
         for name in names
     ]
     title = figure.title if category is None else f"{figure.title}, {category}"
     better = "" if figure.better == "neither" else f", {figure.better} is better"
     seeds = [scores.seed for scores in file.seeds]
-    return Table(f"{title} in %{better}", title, figure.about, seeds, _axis(scale, None), rows)
+    caption = f"{title}{' in %' if figure.percent else ''}{better}"
+    return Table(caption, title, figure.about, seeds, _axis(scale), rows, figure.percent)
 
 
 def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table | None:
@@ -90,17 +92,19 @@ def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table 
     cells: dict[str, list[Cell]] = {
         name: [(found[name] or "undefined") if name in found else None for found in given] for name in names
     }
-    scale = _scale([cell for row in cells.values() for cell in row if isinstance(cell, Interval)], -1.0, 1.0, zero=True)
+    figure = figures(file, questions)[0]
+    there = [cell for row in cells.values() for cell in row if isinstance(cell, Interval)]
+    scale = _scale(there, figure.percent, zero=0.0)
     rows: list[Row] = []
     for name in names:
         colour = series.get(name.split(" - ")[0])
-        drawn = _plot(cells[name], colour, scale, 0.0)
+        drawn = _plot(cells[name], colour, scale)
         rows.append(Row(name.replace(" - ", " − "), colour, cells[name], drawn, verdict(cells[name])))
-    figure = figures(file, questions)[0]
     seeds = [scores.seed for scores in file.seeds]
     lower = ", below 0 is better" if figure.better == "lower" else ""
-    caption = f"paired differences of {figure.title} in percentage points{lower}"
-    return Table(caption, figure.title, figure.about, seeds, _axis(scale, 0.0), rows)
+    points = " in percentage points" if figure.percent else ""
+    caption = f"paired differences of {figure.title}{points}{lower}"
+    return Table(caption, figure.title, figure.about, seeds, _axis(scale), rows, figure.percent)
 
 
 def measured(file: ComparisonFile, questions: str) -> str:
@@ -167,36 +171,54 @@ def _size(file: ComparisonFile, name: str) -> str:
     return ", ".join(parts)
 
 
-def _scale(cells: Sequence[Interval], least: float, most: float, zero: bool = False) -> Axis:
-    low = min([cell.low for cell in cells] + ([0.0] if zero or not cells else []))
-    high = max([cell.high for cell in cells] + ([0.0] if zero or not cells else []))
+@dataclass(frozen=True)
+class _Scale:
+    """The common scale of a table's rows, and its marks."""
+
+    axis: Axis
+    percent: bool
+    zero: float | None  # where a line says what no difference is
+
+    def place(self, value: float) -> float:
+        return self.axis.place(value)
+
+    @property
+    def ticks(self) -> list[tuple[float, float]]:
+        """Values, and what is written there."""
+        unit = 100 if self.percent else 1
+        return [(tick / unit, tick) for tick in linear_ticks(unit * self.axis.low, unit * self.axis.high, 5)]
+
+
+def _scale(cells: Sequence[Interval], percent: bool, zero: float | None = None) -> _Scale:
+    ends = [] if zero is None and cells else [0.0]
+    low = min([cell.low for cell in cells] + ends)
+    high = max([cell.high for cell in cells] + ends)
     room = max(0.05 * (high - low), 0.004)
-    return Axis(max(least, low - room), min(most, high + room), MARGIN, WIDTH - MARGIN)
+    least, most = low - room, high + room
+    if percent:
+        least, most = max(0.0 if zero is None else -1.0, least), min(1.0, most)
+    return _Scale(Axis(least, most, MARGIN, WIDTH - MARGIN), percent, zero)
 
 
-def _ticks(scale: Axis) -> list[float]:
-    return [tick / 100 for tick in linear_ticks(100 * scale.low, 100 * scale.high, 5)]
-
-
-def _gridlines(scale: Axis, zero: float | None, height: float) -> str:
+def _gridlines(scale: _Scale, height: float) -> str:
     # Far beyond the picture: the cell, which may be higher, cuts them off, so that they meet those of the next row.
     along = f"-200V{height + 200}"
-    lines = [f'<path class="grid" d="M{scale.place(tick):.1f},{along}"/>' for tick in _ticks(scale)]
-    if zero is not None:
-        lines.append(f'<path class="zero" d="M{scale.place(zero):.1f},{along}"/>')
+    lines = [f'<path class="grid" d="M{scale.place(tick):.1f},{along}"/>' for tick, _ in scale.ticks]
+    if scale.zero is not None:
+        lines.append(f'<path class="zero" d="M{scale.place(scale.zero):.1f},{along}"/>')
     return "".join(lines)
 
 
-def _axis(scale: Axis, zero: float | None) -> Markup:
+def _axis(scale: _Scale) -> Markup:
     labels = "".join(
         f'<text x="{scale.place(tick):.1f}" y="12" text-anchor="middle">'
-        f"{'+' if zero is not None and tick > 0 else ''}{number(round(100 * tick, 6))}</text>"
-        for tick in _ticks(scale)
+        f"{'+' if scale.zero is not None and tick > 0 else ''}{number(round(written, 6))}</text>"
+        for tick, written in scale.ticks
     )
     return Markup(f'<svg class="forest" viewBox="0 0 {WIDTH} 16" aria-hidden="true">{labels}</svg>')
 
 
-def _plot(cells: Sequence[Cell], series: int | None, scale: Axis, zero: float | None) -> Markup:
+def _plot(cells: Sequence[Cell], series: int | None, scale: _Scale) -> Markup:
     """Dots and whiskers, a line per seed; its numbers stand in the cells, so readers of text lose nothing."""
     height = LINE * len(cells)
     colour = "base" if series is None else f"s{series}"
@@ -210,5 +232,5 @@ def _plot(cells: Sequence[Cell], series: int | None, scale: Axis, zero: float | 
             f'<path class="whisker {colour}" d="M{low:.1f},{y - 4}v8M{low:.1f},{y}H{high:.1f}M{high:.1f},{y - 4}v8"/>'
         )
         marks.append(f'<circle class="dot {colour}" cx="{mean:.1f}" cy="{y}" r="4"/>')
-    body = _gridlines(scale, zero, height) + "".join(marks)
+    body = _gridlines(scale, height) + "".join(marks)
     return Markup(f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" aria-hidden="true">{body}</svg>')

@@ -21,6 +21,7 @@ class Headline:
     questions: str
     difference: str
     figure: str
+    percent: bool  # whether the difference is one of shares
     seed: int  # the first one that has it
     interval: Interval
     verdict: str  # over all seeds
@@ -59,8 +60,9 @@ def headlines(file: ComparisonFile) -> list[Headline]:
         first = next(((seed.seed, cell) for seed, cell in zip(file.seeds, cells, strict=True) if cell), None)
         if first is not None:
             shown = name.replace(" - ", " \u2212 ")
-            figure = intervals.figures(file, questions)[0].title
-            found.append(Headline(about.title or questions, shown, figure, *first, intervals.verdict(cells)))
+            figure = intervals.figures(file, questions)[0]
+            told = (figure.title, figure.percent, *first, intervals.verdict(cells))
+            found.append(Headline(about.title or questions, shown, *told))
     return found
 
 
@@ -107,7 +109,7 @@ def _tables(
     file: ComparisonFile, name: str, series: dict[str, int]
 ) -> tuple[list[intervals.Table], list[intervals.Table], list[str]]:
     """Figures that stand open, figures that are folded, and the titles of those that only repeat the first."""
-    figures = [figure for figure in intervals.figures(file, name) if figure.percent]
+    figures = intervals.figures(file, name)
     rows = [row for seed in file.seeds for row in seed.rows.get(name, {}).values()]
     categories = dict.fromkeys(category for row in rows for category in row.categories)
     wanted = [(figure, None, figure.headline) for figure in figures]

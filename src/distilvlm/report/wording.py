@@ -24,14 +24,17 @@ LONGEST = 600
 """Characters of an answer that the page shows."""
 
 
-def share(interval: Interval) -> str:
-    """A score in percent: `87.1 [86.5, 87.7]`."""
-    return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+def share(interval: Interval, percent: bool = True) -> str:
+    """A score in percent, `87.1 [86.5, 87.7]`, or a number as it is, `12.34 [12.05, 12.70]`."""
+    unit, digits = (100, 1) if percent else (1, 2)
+    mean, low, high = (f"{unit * value:.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
 
 
-def points(interval: Interval) -> str:
-    """A difference in percentage points: `+6.3 [+5.8, +6.9]`."""
-    mean, low, high = (_signed(100 * value) for value in (interval.mean, interval.low, interval.high))
+def points(interval: Interval, percent: bool = True) -> str:
+    """A difference in percentage points, `+6.3 [+5.8, +6.9]`, or of numbers as they are."""
+    unit, digits = (100, 1) if percent else (1, 2)
+    mean, low, high = (_signed(unit * value, digits) for value in (interval.mean, interval.low, interval.high))
     return f"{mean} [{low}, {high}]"
 
 

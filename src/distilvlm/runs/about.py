@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from distilvlm.data import DataReport
 from distilvlm.models.files import write_whole
+from distilvlm.models.parts import by_leaf
 from distilvlm.models.upcycling import active_parameters, upcycled_layers
+from distilvlm.models.vlm import VLM
 from distilvlm.recipe import StageSpec
 
 PACKAGES = ("distilvlm", "torch", "transformers", "accelerate")
@@ -84,21 +85,21 @@ def end(file: Path) -> None:
 def stage(
     file: Path,
     spec: StageSpec,
-    student: PreTrainedModel,
+    student: VLM,
     trains: Mapping[str, Mapping[str, nn.Parameter]],
     report: DataReport,
     updates: int,
 ) -> None:
     """Record what a stage trains (part -> its parameters) of which student, on what, for how many updates, against
     what."""
-    parameters, active = active_parameters(student)
+    parameters, active = active_parameters(student.model)
     content = {
         "stage": spec.name,
         "transform": [transform.model_dump() for transform in spec.transform],
         "student": {
             "parameters": parameters,
             "active_parameters": active,
-            "sparse_layers": upcycled_layers(student.config),
+            "sparse_layers": upcycled_layers(student.model.config),
         },
         "trains": {
             part: {
@@ -111,7 +112,28 @@ def stage(
         "updates": updates,
         "terms": spec.loss.weights,
     }
-    _write(file, content)
+    _write(file, content | adaptors(student))
+
+
+def adaptors(student: VLM) -> dict[str, Any]:
+    """What a student's adaptors are, and the base that they leave as it is; nothing of one without any."""
+    host = student.host
+    if host is None or not student.adaptors:
+        return {}
+    parts = {leaf: members for leaf, members in by_leaf(student.model).items() if leaf.startswith("adaptor.")}
+    return {
+        "adaptors": {
+            "active": student.workflow,
+            "structure": host[student.workflow].config.structure,
+            "positions": list(host[student.workflow].config.positions),
+            "parts": {
+                leaf.removeprefix("adaptor."): sum(parameter.numel() for parameter in members.values())
+                for leaf, members in parts.items()
+                if leaf != "adaptor.idle"
+            },
+            "bytes": {name: host.bytes(name) for name in (*student.adaptors, "text")},
+        }
+    }
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ RUN/
     checkpoints/00000500/      what continuing needs, while the stage runs
     final/                     what the stage trained
   failures/                    batches of a non-finite loss
-  model/                       the finished student, a stock Hugging Face checkpoint
+  model/                       the finished student, a stock Hugging Face checkpoint, or its adaptors without their base
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from distilvlm.data import export_chat_template
+from distilvlm.models import hosted
 from distilvlm.models.compose import build
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
@@ -38,7 +39,7 @@ class Run:
     """A finished run."""
 
     directory: Path
-    model: Path  # the finished student: a stock Hugging Face checkpoint
+    model: Path  # the finished student: a stock Hugging Face checkpoint, or adaptors over a base that is one
 
     def load(self) -> VLM:
         """The finished student."""
@@ -126,9 +127,12 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
 def _save(recipe: Recipe, student: VLM, place: RunDirectory) -> None:
     """The finished student, with the template that its last stage was taught."""
     source = recipe.data[recipe.stages[-1].data[-1]]
-    template = export_chat_template(source.template, student.tokenizer)
-    student.model.cpu()
-    save(student, place.model, recipe.pictures.geometry, template)
+    student.to("cpu")
+    if student.adaptors:
+        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, source.template)
+    else:
+        template = export_chat_template(source.template, student.tokenizer)
+        save(student, place.model, recipe.pictures.geometry, template)
     logger.info("the finished student: %s", place.model)
 
 

@@ -15,7 +15,6 @@ from distilvlm.data.problems import RowError
 from distilvlm.data.stage import stage_data
 from distilvlm.models import NotHere, build, parts
 from distilvlm.models.stages import students
-from distilvlm.models.upcycling import active_parameters
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec
@@ -154,7 +153,7 @@ def _stage(
     trains: list[PartCount] = []
     parameters = active = None
     if student is not None:
-        parameters, active = active_parameters(student.model)
+        parameters, active = parts.sizes(student.model)
         chosen = parts.choose(student.model, stage.train).parameters
         trains = [PartCount(name, sum(p.numel() for p in members.values())) for name, members in chosen.items()]
     counts = [_samples(recipe.data[name], sources[name]) for name in stage.data]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distilvlm.cost import Meter
 from distilvlm.data import Batch, batches
-from distilvlm.models import forward
+from distilvlm.models import forward, parts
 from distilvlm.models.files import directory_whole, remove, verify
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
@@ -112,8 +112,8 @@ class StageRun:
         material = self._material()
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
-            about.stage(file, self.stage, vlm.model, by_part, material.report, material.updates)
-        base = fingerprint(vlm.model, self.parameters.keys())
+            about.stage(file, self.stage, vlm, by_part, material.report, material.updates)
+        base = fingerprint(vlm.model, self.parameters.keys(), parts.beside(vlm.model))
         self.optimizer = adamw(by_part, self.stage.optim)
         position = self._continue(base)
 
@@ -142,7 +142,8 @@ class StageRun:
         # Moments and gradients of what this stage trained would stay through all later ones, and feed-forwards of which
         # a later one makes experts: gigabytes.
         del self.optimizer, self.parameters
-        vlm.model.zero_grad(set_to_none=True)
+        for tree in vlm.trees:
+            tree.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
 
     def settle(self) -> None:

@@ -13,9 +13,10 @@ from torch import nn
 
 from distilvlm.models import parts, routing
 from distilvlm.models.compose import build
-from distilvlm.models.stages import choosing, made_sparse, students
+from distilvlm.models.stages import choosing, made_sparse, students, with_adaptor
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe.schema import Recipe, StageSpec, Upcycle
+from distilvlm.recipe.schema import Recipe, StageSpec
+from distilvlm.recipe.transforms import Insert, Upcycle
 
 from . import checkpoint
 
@@ -35,7 +36,9 @@ class Student:
         """A wrong name in the last stage must not come to light after days."""
         found = students(self._recipe, self.vlm)
         for stage in self._recipe.stages:
-            for name in [*stage.train, *stage.resets]:
+            for name in stage.train:
+                parts.require_trainable(found[stage.name].model, name)
+            for name in stage.resets:
                 parts.parameters_of(found[stage.name].model, name)
 
     def transform(self, stage: StageSpec) -> None:
@@ -43,6 +46,8 @@ class Student:
         for transform in stage.transform:
             if isinstance(transform, Upcycle):
                 self.vlm = made_sparse(self.vlm, transform, self._recipe.seed)
+            elif isinstance(transform, Insert):
+                with_adaptor(self.vlm, transform)
             else:
                 self._reset(transform.parts)
 

@@ -47,7 +47,8 @@ class LocalTeacher:
         self.vlm = vlm
         self.device = device
         self.student_device = student_device
-        vlm.model.requires_grad_(False).eval()
+        for tree in vlm.trees:
+            tree.requires_grad_(False).eval()
         vlm.to(device)
 
     @property

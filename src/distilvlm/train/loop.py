@@ -86,8 +86,10 @@ class Loop:
 
         Raises:
             NonFiniteError: before anything is changed by the update concerned.
+            FrozenBaseError: at the first update; likewise.
         """
         self.wrapped.train()
+        first = True
         started = time.perf_counter()
         for number, samples, micro_batches in updates:
             rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
@@ -104,6 +106,9 @@ class Loop:
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
                 tallies = tally if tallies is None or tally is None else tallies + tally
+            if first:
+                self.task.require_frozen_base()
+                first = False
             norm = self._clip(micro_batches, number, sums)
             self.optimizer.step()
             totals = self._over_processes(sums)

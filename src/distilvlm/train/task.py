@@ -16,7 +16,7 @@ from distilvlm.data.batch import Batch
 from distilvlm.losses import gram
 from distilvlm.losses.answers import Answers, Preferences, moves
 from distilvlm.losses.objective import Objective
-from distilvlm.models import forward, routing
+from distilvlm.models import forward, parts, routing
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import StageSpec
 from distilvlm.teachers import Targets
@@ -28,6 +28,10 @@ Agree = Callable[[Tensor], Tensor]
 def objective_of(stage: StageSpec) -> Objective:
     """The loss terms of a stage."""
     return Objective(**stage.loss.model_dump(), reference=frozenset(stage.reference))
+
+
+class FrozenBaseError(RuntimeError):
+    """A gradient went where none may go, or did not reach what trains."""
 
 
 class Task(nn.Module):
@@ -45,6 +49,8 @@ class Task(nn.Module):
     def __init__(self, vlm: VLM, objective: Objective, teacher_head: Tensor | None) -> None:
         super().__init__()
         self.student = vlm.model
+        # Beside the stock model, not in it: here they are modules of what an engine wraps.
+        self.adaptors = None if vlm.host is None else vlm.host.adaptors
         self.layout = vlm.layout
         self.objective = objective
         self.teacher_gram: Tensor | None = None
@@ -68,6 +74,25 @@ class Task(nn.Module):
             self.teacher_gram = gram(teacher_head[:common])
             if not student_head.requires_grad:
                 self.student_gram = gram(student_head[:common])
+
+    def require_frozen_base(self) -> None:
+        """Of a student with adaptors, what trains has a gradient, and nothing else has one; asked behind a backward.
+
+        Raises:
+            FrozenBaseError: it is not so.
+        """
+        if self.adaptors is None:
+            return
+        wrong = {
+            f"{name} {'has no gradient' if parameter.requires_grad else 'is frozen and has a gradient'}"
+            for name, parameter in parts.named(self.student).items()
+            if parameter.requires_grad is (parameter.grad is None)
+        }
+        if wrong:
+            raise FrozenBaseError(
+                f"an adaptor trains beside a base that stays as it is, but {len(wrong)} parameters say otherwise: "
+                f"{'; '.join(sorted(wrong)[:3])}. The update was not made"
+            )
 
     @property
     def vision_trains(self) -> bool:

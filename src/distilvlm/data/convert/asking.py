@@ -7,16 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from distilvlm.data.boxes import REFERRING, Box, written
 from distilvlm.data.convert.absent import Absences, Negatives, by_hash
-from distilvlm.data.convert.boxes import Box, Boxed, written
+from distilvlm.data.convert.boxes import Boxed
 from distilvlm.data.convert.items import Item, asked, filled
 from distilvlm.data.convert.naming import article, sentence
 from distilvlm.data.problems import DataError
 
-Task = Literal["detect", "list", "count", "caption", "presence", "pairs"]
+Task = Literal["detect", "grounding", "list", "count", "caption", "presence", "pairs"]
 
 QUESTIONS: dict[str, str] = {
     "detect": "Locate every {thing}.",
+    "grounding": REFERRING.format(expression="the {thing}"),
     "list": "Which things are in this picture?",
     "count": "Count every {thing}.",
     "caption": "Describe this picture.",
@@ -37,7 +39,8 @@ class Asking:
     """What is asked about boxed pictures.
 
     Args:
-        task: "detect" (one question per thing, answered by its boxes), "list" (one per picture), "count"; "caption" (a
+        task: "detect" (one question per thing, answered by its boxes), "grounding" (the same, asked as LLaVA-1.5 asks
+            for "the dog", only of things that a picture shows once), "list" (one per picture), "count"; "caption" (a
             sentence that names what is there), "presence" (yes or no: every thing that is there and as many that are
             not, as POPE polls) or "pairs" (both of these with a true and a false answer, as preferences).
         question: with {thing} and {a}, its article, except for "list" and "caption"; default: QUESTIONS. "pairs" asks
@@ -86,6 +89,12 @@ class Asking:
                 yield self._list(picture)
             elif self.task == "caption":
                 yield self._caption(picture)
+            elif self.task == "grounding":
+                for thing, number in picture.counts.items():
+                    if number == 1:
+                        yield self._about(picture, thing)
+                    else:
+                        left_out["things that a picture shows several times"] += 1
             elif self.task == "presence":
                 for thing in self._polled(picture, absences, left_out):
                     yield self._presence(picture, thing)

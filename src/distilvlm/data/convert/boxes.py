@@ -1,9 +1,4 @@
-"""Boxes: what is wrong with one, and how it is written.
-
-A box is written `[x1, y1, x2, y2]`: left, top, right, bottom from 0 to 1 of the picture **padded to a square** (of its
-longer side, the picture in the middle), with two decimals: LLaVA-1.5's convention, which IAA's grounding data and
-metric follow. `pictures.geometry: pad` shows the model that square. Boxes are joined by "; ", from left to right.
-"""
+"""Boxed pictures: the things in one, and what is wrong with a box."""
 
 from __future__ import annotations
 
@@ -12,10 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distilvlm.data.boxes import Box
 from distilvlm.data.convert.items import Fault
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright picture; the right and lower edges lie behind the last pixel."""
 
 ROUNDING = 0.5
 """Pixels that a box may stick out of its picture, which is what rounding does: it is cut off."""
@@ -59,24 +52,6 @@ def clipped(box: Box, size: tuple[int, int]) -> Box:
     width, height = size
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
-
-
-def written(box: Box, size: tuple[int, int], decimals: int = 2) -> str:
-    """A box as text; one that would vanish by rounding is rounded outwards."""
-    width, height = size
-    side = max(width, height)
-    across, down = (side - width) // 2, (side - height) // 2  # as `geometry.canvas` pads
-    left, right = _rounded((box[0] + across) / side, (box[2] + across) / side, decimals)
-    top, bottom = _rounded((box[1] + down) / side, (box[3] + down) / side, decimals)
-    return "[" + ", ".join(f"{value:.{decimals}f}" for value in (left, top, right, bottom)) + "]"
-
-
-def _rounded(low: float, high: float, decimals: int) -> tuple[float, float]:
-    unit = 10**decimals
-    near = round(low * unit), round(high * unit)
-    if near[0] == near[1]:
-        near = math.floor(low * unit), math.ceil(high * unit)
-    return near[0] / unit, near[1] / unit
 
 
 def checked(

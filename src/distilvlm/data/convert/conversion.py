@@ -15,7 +15,18 @@ from typing import Any, Literal
 
 import yaml
 
-from distilvlm.data.convert import conversations, datasets, folders, parquet, preference, voc, vqa, yolo
+from distilvlm.data.convert import (
+    conversations,
+    datasets,
+    folders,
+    grounded,
+    parquet,
+    preference,
+    refcoco,
+    voc,
+    vqa,
+    yolo,
+)
 from distilvlm.data.convert.items import Fault, Item, Reading
 from distilvlm.data.convert.output import lines, row, write_whole
 from distilvlm.data.convert.pictures import Pictures
@@ -36,6 +47,8 @@ FORMATS: dict[str, Callable[..., Reading]] = {
     "parquet": parquet.read,
     "datasets": datasets.read,
     "preference": preference.read,
+    "refcoco": refcoco.read,
+    "grounded": grounded.read,
 }
 
 EMBEDDED = frozenset({"parquet", "datasets", "preference"})

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+from distilvlm.data.boxes import Box
 from distilvlm.data.convert.absent import Negatives
 from distilvlm.data.convert.asking import Asking
-from distilvlm.data.convert.boxes import Box, Boxed, checked
+from distilvlm.data.convert.boxes import Boxed, checked
 from distilvlm.data.convert.items import Fault, Item, Reading
 from distilvlm.data.convert.pictures import is_picture
 from distilvlm.data.geometry import PictureError, upright_size
