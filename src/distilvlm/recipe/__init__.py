@@ -1,6 +1,7 @@
 """What a run IS. Read `schema.py` first: a recipe file has its sections, a section its fields and defaults."""
 
 from distilvlm.recipe.dump import differences, dump_recipe, read_dump
+from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.errors import RecipeError
 from distilvlm.recipe.load import load_file, load_recipe
 from distilvlm.recipe.schema import (
@@ -16,7 +17,6 @@ from distilvlm.recipe.schema import (
     ProjectorSpec,
     Recipe,
     Reset,
-    Section,
     SourceSpec,
     StageSpec,
     TeacherSpec,
@@ -24,14 +24,20 @@ from distilvlm.recipe.schema import (
     Upcycle,
     VisionSpec,
 )
+from distilvlm.recipe.section import Section
 
 __all__ = [
+    "ANCHOR",
     "TERMS",
     "Augmentation",
+    "CacheSpec",
+    "ComparisonSpec",
     "Departure",
+    "EncoderSpec",
     "LanguageSpec",
     "LossSpec",
     "MachineSpec",
+    "Mix",
     "ModelSpec",
     "OptimSpec",
     "PictureSpec",
