@@ -36,11 +36,16 @@ def pixel_values(layout: VisionLayout, pictures: Tensor) -> Tensor:
             f"pictures are {list(pictures.shape)} {pictures.dtype}, the tower takes [pictures, 3, {layout.size}, "
             f"{layout.size}] torch.uint8"
         )
+    return normalised(pictures.to(torch.float32), layout.mean, layout.std)
+
+
+def normalised(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Values of 0 to 255, [pictures, 3, size, size] float32, with the mean and deviation of RGB in [0, 1] taken out."""
     # Mean and deviation are scaled up instead of the pixels down: the order of the stock image processors, so the same
     # bits as a finished model sees when it is used without us.
-    mean = torch.tensor(layout.mean, device=pictures.device).mul(255).view(3, 1, 1)
-    std = torch.tensor(layout.std, device=pictures.device).mul(255).view(3, 1, 1)
-    return (pictures.to(torch.float32) - mean) / std
+    shift = torch.tensor(mean, device=pictures.device).mul(255).view(3, 1, 1)
+    scale = torch.tensor(std, device=pictures.device).mul(255).view(3, 1, 1)
+    return (pictures - shift) / scale
 
 
 def vision_features(model: LlavaForConditionalGeneration, layout: VisionLayout, pictures: Tensor) -> Tensor:

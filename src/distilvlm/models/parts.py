@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from .towers import blocks_of
 from .upcycling import upcycled_layers
 
 log = logging.getLogger(__name__)
@@ -194,12 +195,7 @@ def _unread(model: LlavaForConditionalGeneration) -> set[str]:
     if not isinstance(layer, int):
         layer = max(index % (depth + 1) for index in layer)
     blocks_read = layer % (depth + 1)  # hidden state 0 is the first block's input
-    blocks = next(
-        (name for name, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth),
-        None,
-    )
-    if blocks is None:
-        raise ValueError(f"{type(tower).__name__} has no list of {depth} blocks: its parts cannot be told apart")
+    blocks, _ = blocks_of(tower)
     unread: set[str] = set()
     started = False
     for name, _ in tower.named_parameters():
