@@ -17,6 +17,7 @@ from distilvlm.evaluate import difference
 from distilvlm.evaluate.encoders import (
     Compared,
     Labels,
+    Vectors,
     feature_errors,
     feature_questions,
     fitted,
@@ -26,7 +27,6 @@ from distilvlm.evaluate.encoders import (
     pictures,
     predicting_the_mean,
     taken,
-    vectors,
 )
 from distilvlm.evaluate.encoders.error import Pairs
 from distilvlm.models.encoders import build_encoder
@@ -121,7 +121,7 @@ def test_the_penalty_is_chosen_on_pictures_that_are_held_out() -> None:
 
 def test_an_encoder_is_measured_on_folders_and_the_same_on_rows(folders: Path, labels: Labels) -> None:
     encoder = build_encoder(EncoderSpec(config=VIT, layer=1), "tiny", seed=1)
-    found = measured(encoder, labels, pooling="both")
+    found = measured(Vectors(encoder, pooling="both"), labels)
     assert list(found) == ["knn", "probe"]
     assert found["knn"].n == 12 and found["knn"].by_picture
     for evaluation in found.values():  # a random encoder still tells colours
@@ -142,7 +142,7 @@ def test_an_encoder_is_measured_on_folders_and_the_same_on_rows(folders: Path, l
         ]
         files[part] = folders / f"{part}.json"
         files[part].write_text(json.dumps(rows))
-    by_rows = measured(encoder, Labels(*(labelled(files[part], folders) for part in files)), pooling="both")
+    by_rows = measured(Vectors(encoder, pooling="both"), Labels(*(labelled(files[part], folders) for part in files)))
     for name, evaluation in by_rows.items():
         assert [one.prediction for one in evaluation.samples] == [one.prediction for one in found[name].samples]
 
@@ -150,15 +150,15 @@ def test_an_encoder_is_measured_on_folders_and_the_same_on_rows(folders: Path, l
 def test_vectors_do_not_depend_on_the_batch(labels: Labels) -> None:
     encoder = build_encoder(EncoderSpec(config=VIT, layer=1), "tiny", seed=1)
     paths = pictures(labels.test)
-    together, alone = (vectors(encoder, paths, batch=batch) for batch in (5, 1))
+    together, alone = (Vectors(encoder, batch=batch).of(paths) for batch in (5, 1))
     assert together.shape == (12, 32) and torch.allclose(together, alone, atol=1e-5)
-    assert not torch.allclose(together, vectors(encoder, paths, pooling="cls"), atol=1e-2)
+    assert not torch.allclose(together, Vectors(encoder, pooling="cls").of(paths), atol=1e-2)
 
 
 def test_cls_of_an_encoder_without_one_is_refused(labels: Labels) -> None:
     siglip = build_encoder(EncoderSpec(config={**VIT, "model_type": "siglip_vision_model"}, layer=1), "siglip")
     with pytest.raises(ValueError, match="'siglip' has no CLS token"):
-        vectors(siglip, pictures(labels.test)[:1], pooling="cls")
+        Vectors(siglip, pooling="cls").of(pictures(labels.test)[:1])
 
 
 def test_fewer_pictures_are_taken_evenly_from_classes(labels: Labels) -> None:
@@ -234,3 +234,13 @@ def test_teachers_that_say_nothing_or_are_not_there_are_named(labels: Labels) ->
         feature_errors(paired(0.0, constant=True), training, feature_questions(labels.test, ["a"]))
     with pytest.raises(ValueError, match=r"not compared with \['c'\]"):
         feature_errors(paired(0.0), training, feature_questions(labels.test, ["c"]))
+
+
+def test_a_picture_is_seen_once_however_often_it_is_asked_for(labels: Labels) -> None:
+    encoder = build_encoder(EncoderSpec(config=VIT, layer=1), "tiny", seed=1)
+    seen: list[int] = []
+    vectors = Vectors(encoder, progress=lambda done, of: seen.append(of))
+    paths = pictures(labels.test)
+    first = vectors.of(paths[:3])
+    again = vectors.of([paths[2], paths[0], paths[2]])
+    assert seen == [3] and torch.equal(again, first[[2, 0, 2]])

@@ -8,9 +8,9 @@ from distilvlm.evaluate.encoders.error import (
     feature_questions,
     predicting_the_mean,
 )
-from distilvlm.evaluate.encoders.features import Pooling, vectors
+from distilvlm.evaluate.encoders.features import Pooling, Vectors
 from distilvlm.evaluate.encoders.labelled import labelled, pictures, taken
-from distilvlm.evaluate.encoders.measured import Labels, measured
+from distilvlm.evaluate.encoders.measured import Labels, measured, scored
 from distilvlm.evaluate.encoders.measures import FEATURE_ERROR, KNN, LABELS, PROBE
 from distilvlm.evaluate.encoders.nearest import NEIGHBOURS, nearest
 from distilvlm.evaluate.encoders.probe import Probe, fitted
@@ -26,6 +26,7 @@ __all__ = [
     "Labels",
     "Pooling",
     "Probe",
+    "Vectors",
     "feature_errors",
     "feature_questions",
     "fitted",
@@ -34,6 +35,6 @@ __all__ = [
     "nearest",
     "pictures",
     "predicting_the_mean",
+    "scored",
     "taken",
-    "vectors",
 ]

@@ -18,29 +18,45 @@ Pooling = Literal["mean", "cls", "both"]
 other."""
 
 
-def vectors(
-    encoder: EncoderTeacher,
-    paths: Sequence[str],
-    geometry: Geometry = "square",
-    pooling: Pooling = "mean",
-    batch: int = 32,
-    progress: Callable[[int, int], object] | None = None,
-) -> Tensor:
-    """[pictures, d] float32 on the CPU.
+class Vectors:
+    """One encoder's vectors of pictures, each computed once however often it is asked for.
 
     Args:
-        progress: called with the number of pictures seen and their total.
+        geometry: how pictures become canvases, as in the encoder's training.
+        progress: called with the number of pictures seen and how many there are in this call.
 
     Raises:
-        PictureError: names the picture that can't be read.
-        ValueError: CLS is asked for, and the encoder has none.
+        ValueError: CLS is asked for, and the encoder has none; when the first picture is seen.
     """
-    found: list[Tensor] = []
-    for canvases in canvases_of(paths, geometry, encoder.size, batch):
-        found.append(pooled(encoder.see(encoder.pixels(canvases)), pooling, encoder.name).cpu())
-        if progress is not None:
-            progress(sum(map(len, found)), len(paths))
-    return torch.cat(found)
+
+    def __init__(
+        self,
+        encoder: EncoderTeacher,
+        geometry: Geometry = "square",
+        pooling: Pooling = "mean",
+        batch: int = 32,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        self._encoder, self._geometry, self._pooling = encoder, geometry, pooling
+        self._batch, self._progress = batch, progress
+        self._known: dict[str, Tensor] = {}
+
+    def of(self, paths: Sequence[str]) -> Tensor:
+        """[pictures, d] float32 on the CPU.
+
+        Raises:
+            PictureError: names the picture that can't be read.
+        """
+        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        done = 0
+        for canvases in canvases_of(new, self._geometry, self._encoder.size, self._batch):
+            seen = self._encoder.see(self._encoder.pixels(canvases))
+            rows = pooled(seen, self._pooling, self._encoder.name).cpu()
+            self._known |= zip(new[done : done + len(rows)], rows, strict=True)
+            done += len(rows)
+            if self._progress is not None:
+                self._progress(done, len(new))
+        return torch.stack([self._known[path] for path in paths])
 
 
 def canvases_of(paths: Sequence[str], geometry: Geometry, size: int, batch: int) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,15 +10,14 @@ from torch import Tensor
 
 from distilvlm.data import DataError
 from distilvlm.data.convert.split import drawn
-from distilvlm.data.geometry import Geometry, content
-from distilvlm.evaluate.encoders.features import Pooling, vectors
+from distilvlm.data.geometry import content
+from distilvlm.evaluate.encoders.features import Vectors
 from distilvlm.evaluate.encoders.labelled import classes, pictures
 from distilvlm.evaluate.encoders.measures import LABELS
 from distilvlm.evaluate.encoders.nearest import NEIGHBOURS, nearest
 from distilvlm.evaluate.encoders.probe import Probe, fitted
 from distilvlm.evaluate.questions import Asked
 from distilvlm.evaluate.report import Evaluation, score
-from distilvlm.models.encoders import EncoderTeacher
 
 HELD_OUT = 0.2
 """Share of the training pictures on which a probe's penalty is chosen. Ours."""
@@ -55,15 +54,7 @@ class Labels:
 
 
 def measured(
-    encoder: EncoderTeacher,
-    labels: Labels,
-    measures: Iterable[str] = tuple(LABELS),
-    *,
-    geometry: Geometry = "square",
-    pooling: Pooling = "mean",
-    neighbours: int = NEIGHBOURS,
-    batch: int = 32,
-    progress: Callable[[int, int], object] | None = None,
+    vectors: Vectors, labels: Labels, measures: Iterable[str] = tuple(LABELS), neighbours: int = NEIGHBOURS
 ) -> dict[str, Evaluation]:
     """Measure ("knn", "probe") → every test picture's class as the encoder's vectors tell it.
 
@@ -71,20 +62,20 @@ def measured(
         PictureError: a picture can't be read.
         ValueError: pooling by CLS without one, or too few training pictures to choose a probe's penalty.
     """
-    shown = [*pictures(labels.training), *pictures(labels.test)]
-    found = vectors(encoder, shown, geometry, pooling, batch, progress)
-    count = len(labels.training.questions)
-    training, test = found[:count], found[count:]
+    training = vectors.of(pictures(labels.training))
+    test = vectors.of(pictures(labels.test))
     told: dict[str, Tensor] = {}
     for name in measures:
         if name == "knn":
             told[name] = nearest(training, labels.numbers, test, neighbours)
         else:
             told[name] = probe_of(training, labels).classes(test)
-    return {
-        name: score(labels.test.questions, labels.named(numbers), measure=LABELS[name], by_picture=True)
-        for name, numbers in told.items()
-    }
+    return {name: scored(labels, labels.named(numbers), name) for name, numbers in told.items()}
+
+
+def scored(labels: Labels, predictions: Sequence[str], measure: str) -> Evaluation:
+    """What classes, however they were told, are worth; intervals are over pictures."""
+    return score(labels.test.questions, predictions, measure=LABELS[measure], by_picture=True)
 
 
 def probe_of(training: Tensor, labels: Labels) -> Probe:
