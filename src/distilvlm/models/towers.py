@@ -87,7 +87,7 @@ def layout_of(
         )
     try:
         changes = tokens_that_change(config, size)
-        read = _hidden_state_on_meta(config, size, layer)
+        read = hidden_state_on_meta(config, size, layer)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         if size != own_size:
             raise ValueError(
@@ -211,8 +211,9 @@ def tokens_that_change(config: PretrainedConfig, size: int, **options: Any) -> l
     return (states[0] != states[1]).flatten(1).any(dim=1).tolist()
 
 
-def _hidden_state_on_meta(config: PretrainedConfig, size: int, layer: int) -> Tensor:
+def hidden_state_on_meta(config: PretrainedConfig, size: int, layer: int, **options: Any) -> Tensor:
+    """A hidden state without values, for its shape; `options` as `tokens_that_change`."""
     with torch.device("meta"), torch.no_grad():
         tower = AutoModel.from_config(config).eval()
         pictures = torch.zeros(1, 3, size, size, dtype=tower.dtype)
-        return tower(pictures, output_hidden_states=True, return_dict=True).hidden_states[layer]
+        return tower(pictures, output_hidden_states=True, return_dict=True, **options).hidden_states[layer]

@@ -94,7 +94,7 @@ def _of_transformers(spec: EncoderSpec, name: str, seed: int, dtype: torch.dtype
         if spec.layer is not None:
             raise ValueError(f"encoder '{name}' (SAM) is read behind its neck: leave out 'layer'")
         return SamEncoder(name, model, view, spec.layout)
-    if hasattr(config, "patch_size") and hasattr(config, "num_hidden_layers"):
+    if hasattr(config, "patch_size") and hasattr(config, "hidden_size"):  # a pyramid of features has several sizes
         return ViTEncoder(name, model, view, DEFAULT_LAYER if spec.layer is None else spec.layer)
     return ConvolutionalEncoder(name, model, view, spec.layer)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..towers import blocks_of, side_of, tokens_that_change
+from ..towers import blocks_of, hidden_state_on_meta, side_of, tokens_that_change
 from . import attention
 from .importance import clipped, importance_of
 from .interface import EncoderTeacher, Seen, View
@@ -36,11 +36,8 @@ class ViTEncoder(EncoderTeacher):
         config: Any = tower.config
         depth: int = config.num_hidden_layers
         self._options = attention.interpolation(tower, view.size)
-        changes = _patches(tower, view.size, self._options, name)
-        patch = side_of(config, "patch_size")
-        assert patch is not None
-        side = view.size // patch
         read = layer % (depth + 1) if layer == 0 or -layer == depth + 1 else attention.block_of(layer, depth) + 1
+        changes, side = _patches(config, view.size, read, self._options, name)
         self._block = read - 1  # -1: the embeddings
         self._first = changes.index(True)
         self._pooling = None if changes[0] is False or read == 0 else _pooling_head(tower)
@@ -100,26 +97,25 @@ class ViTEncoder(EncoderTeacher):
             handle.remove()
 
 
-def _patches(tower: PreTrainedModel, size: int, options: dict[str, Any], name: str) -> list[bool]:
-    """For every token: is it a patch? CLS and registers stand before all patches."""
-    config: Any = tower.config
-    patch = side_of(config, "patch_size")
+def _patches(config: Any, size: int, layer: int, options: dict[str, Any], name: str) -> tuple[list[bool], int]:
+    """For every token whether it is a patch, and patches per side. CLS and registers stand before all patches."""
+    what = f"encoder '{name}' ('{config.model_type}')"
     try:
         changes = tokens_that_change(config, size, **options)
-    except (RuntimeError, ValueError, TypeError) as error:
+        read = hidden_state_on_meta(config, size, layer, **options)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         own = side_of(config, "image_size")
+        raise ValueError(f"{what} cannot see pictures of {size} px, its own size is {own}: {error}") from error
+    side = size // (side_of(config, "patch_size") or size)
+    first = len(changes) - side * side
+    is_plain = tuple(read.shape) == (1, len(changes), config.hidden_size)
+    if not is_plain or first < 0 or any(changes[:first]) or not all(changes[first:]):
         raise ValueError(
-            f"encoder '{name}' ('{config.model_type}') cannot see pictures of {size} px, its own size is {own}: {error}"
-        ) from error
-    first = changes.index(True) if True in changes else len(changes)
-    assert patch is not None
-    if not all(changes[first:]) or len(changes) - first != (size // patch) ** 2:
-        raise ValueError(
-            f"encoder '{name}' ('{config.model_type}') has {sum(changes)} tokens that depend on the picture, from "
-            f"place {first} on, where {size // patch}×{size // patch} patches were expected: it is no plain vision "
-            "transformer"
+            f"{what} is no plain vision transformer: hidden state {layer} is {list(read.shape)} with {sum(changes)} "
+            f"tokens that depend on the picture, where [1, tokens, {config.hidden_size}] ending in {side}×{side} "
+            "patches was expected"
         )
-    return changes
+    return changes, side
 
 
 def _pooling_head(tower: nn.Module) -> nn.MultiheadAttention | None:
