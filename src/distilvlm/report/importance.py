@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,9 @@ SIDE = 224
 COOL_TO_HOT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 """Stops of matplotlib's inferno: its lightness only rises, so the map reads in grey and to the colour-blind, too."""
 
+FULL = 4
+"""Even shares that full heat stands for: one scale for all, or an even map would look as decided as a pointed one."""
+
 HEAT = 0.6
 """Share of the heat in a pixel; the rest is the picture in grey."""
 
@@ -29,7 +33,7 @@ TENTH = 10
 class Looked:
     """One picture and where the encoder looks in it."""
 
-    picture: Picture
+    picture: Picture  # as the encoder sees it
     heat: Picture
     concentrated: float  # share of all weight on the heaviest tenth of the patches
 
@@ -40,7 +44,6 @@ class Importance:
 
     encoder: str
     grid: tuple[int, int]
-    top: float  # what full heat stands for, in even shares
     used_by: list[str]  # how each stage weighs tokens by it
     pictures: list[Looked]
 
@@ -61,27 +64,21 @@ def heaviest(patches: int) -> int:
 
 
 def _maps(map: ImportanceMap, album: Album) -> Importance:
-    # One scale for all pictures of an encoder, or an even map would look as decided as a pointed one.
-    top = max((max(one.weights) * len(one.weights) for one in map.pictures), default=1.0)
-    looked = [
-        Looked(album.picture(one.picture), _heat(one, map, top, album), _concentrated(one.weights))
-        for one in map.pictures
-    ]
-    return Importance(map.encoder, map.grid, top, map.used_by, looked)
+    return Importance(map.encoder, map.grid, map.used_by, [_looked(one, map, album) for one in map.pictures])
 
 
-def _concentrated(weights: list[float]) -> float:
-    return math.fsum(sorted(weights, reverse=True)[: heaviest(len(weights))])
-
-
-def _heat(looked: LookedAt, map: ImportanceMap, top: float, album: Album) -> Picture:
+def _looked(looked: LookedAt, map: ImportanceMap, album: Album) -> Looked:
+    weights = looked.weights
+    concentrated = math.fsum(sorted(weights, reverse=True)[: heaviest(len(weights))])
     try:
-        square = canvas(decode(looked.picture), map.geometry, SIDE, GREY)  # what the encoder saw, larger
+        square = canvas(decode(looked.picture), map.geometry, SIDE, GREY).permute(1, 2, 0).numpy()
     except PictureError:
-        return album.picture(looked.picture)  # says why it can't be shown
-    shares = np.array(looked.weights, dtype=np.float32).reshape(map.grid) * len(looked.weights) / top  # 1: full heat
-    drawn = heat_over(square.permute(1, 2, 0).numpy(), shares)
-    return album.drawn(f"{looked.picture} seen by {map.encoder}", drawn)
+        missing = album.picture(looked.picture)  # says why it can't be shown
+        return Looked(missing, missing, concentrated)
+    shares = np.array(weights, dtype=np.float32).reshape(map.grid) * len(weights)
+    seen = album.drawn(f"{looked.picture} {map.geometry}", Path(looked.picture).name, Image.fromarray(square))
+    heat = album.drawn(f"{looked.picture} {map.encoder}", Path(looked.picture).name, heat_over(square, shares / FULL))
+    return Looked(seen, heat, concentrated)
 
 
 def heat_over(picture: np.ndarray, shares: np.ndarray) -> Image.Image:

@@ -20,7 +20,7 @@ from distilvlm.recipe import differences
 from . import wording
 from .axes import reading
 from .curves import StageCharts, stage_charts
-from .importance import importance
+from .importance import FULL, importance
 from .masks import masks
 from .pictures import Album
 from .read import Comparison, Run, read
@@ -81,6 +81,7 @@ def _run(run: Run) -> str:
         masks=masks([run]),
         skipped=skipped([(run.name, run)]),
         importance=importance(run.importance, album),
+        full_heat=FULL,
         album=album,
     )
 

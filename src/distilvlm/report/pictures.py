@@ -50,11 +50,11 @@ class Album:
             self._made[path] = self._make(path)
         return self._made[path]
 
-    def drawn(self, name: str, image: Image.Image) -> Picture:
-        """A picture that this page draws itself; one that is beyond the budget says so."""
-        if name not in self._made:
-            self._made[name] = self._kept(Path(name).name, image, image.size, tiny=False)
-        return self._made[name]
+    def drawn(self, key: str, name: str, image: Image.Image) -> Picture:
+        """A picture that this page draws itself, under a key of its own; one that is beyond the budget says so."""
+        if key not in self._made:
+            self._made[key] = self._kept(name, image, image.size, tiny=False)
+        return self._made[key]
 
     @property
     def shown(self) -> int:
