@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +28,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedModel
 
 from .files import directory_whole, sha256, verify
-from .packaged_encoders import efficientnet_lite, mobilenetv2, tinyvit_5m, write_processor
+from .packaged_encoders import (
+    PackagedError,
+    efficientnet_lite,
+    loaded_whole,
+    mobilenetv2,
+    tinyvit_5m,
+    write_processor,
+)
+from .towers import IMAGENET
 
 logger = logging.getLogger(__name__)
-
-
-class PackagedError(RuntimeError):
-    """Weights cannot be had from their package; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +200,16 @@ def save_dinov2(weights: dict[str, Tensor], config: Dinov2Config, out: Path) -> 
     with tempfile.TemporaryDirectory() as published:  # from_pretrained maps published names to the installed version's
         save_file(weights, Path(published) / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(published)
-        _loaded(Dinov2Model, Path(published), ignore_mismatched_sizes=True).save_pretrained(out)
-    write_processor(out, "BitImageProcessor", 224, shortest_edge=256)
+        loaded_whole(Dinov2Model, Path(published), ignore_mismatched_sizes=True).save_pretrained(out)
+    write_processor(out, "BitImageProcessor", 224, IMAGENET, shortest_edge=256)
 
 
 def _smollm2_135m(weights: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer.eos_token = "<|im_end|>"  # what ends a turn of its chat template
-    plain_tied(_loaded(AutoModelForCausalLM, weights.parent, gguf_file=weights.name)).bfloat16().save_pretrained(out)
+    plain_tied(loaded_whole(AutoModelForCausalLM, weights.parent, gguf_file=weights.name)).bfloat16().save_pretrained(
+        out
+    )
     tokenizer.save_pretrained(out)
     (out / "tokenizer.model").unlink(missing_ok=True)  # transformers puts a copy of the whole GGUF file there
 
@@ -223,16 +228,6 @@ def plain_tied(loaded: PreTrainedModel) -> PreTrainedModel:
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
     model.tie_weights()
-    return model
-
-
-def _loaded(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
-    """What `from_pretrained` loads in float32, if every weight found its place and every place its weight."""
-    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **options)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    wrong = [f"{kind.replace('_', ' ')}: {info[kind]}" for kind in kinds if info.get(kind)]
-    if wrong:
-        raise PackagedError("the package's weights do not fit the model; " + "; ".join(wrong))
     return model
 
 

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EfficientNetConfig, EfficientNetModel, MobileNetV2Config, MobileNetV2Model, PreTrainedModel
 
-from .sources import pretrained
-from .towers import IMAGENET
+from .towers import IMAGENET, Statistics
 
 LITE: Mapping[str, tuple[list[int], list[int], int]] = {
     "lite0": ([16, 24, 40, 80, 112, 192, 320], [1, 2, 2, 3, 3, 4, 1], 224),
@@ -31,8 +30,25 @@ LITE: Mapping[str, tuple[list[int], list[int], int]] = {
 Lite1 and Lite2 were trained at 240 and 260 px. The stock class pads as they do where every stage halves its side
 evenly, so the sizes here are multiples of 32."""
 
+LITE_STATISTICS: Statistics = ((127 / 255,) * 3, (128 / 255,) * 3)
+"""TensorFlow's EfficientNet-Lite was trained on (value - 127) / 128."""
+
 OPEN_GATE = 100.0
 """A bias whose sigmoid is exactly 1 in float32 (and in bfloat16)."""
+
+
+class PackagedError(RuntimeError):
+    """Weights cannot be had from their package; the message says why and what to do."""
+
+
+def loaded_whole(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
+    """What `from_pretrained` loads in float32, if every weight found its place and every place its weight."""
+    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **options)
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = [f"{kind.replace('_', ' ')}: {info[kind]}" for kind in kinds if info.get(kind)]
+    if wrong:
+        raise PackagedError("the package's weights do not fit the model; " + "; ".join(wrong))
+    return model
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
@@ -54,7 +70,7 @@ def efficientnet_lite(variant: str, weights: Path, out: Path) -> None:
         hidden_dim=1280,
     )
     save_stock(EfficientNetModel, config, lite_weights(load_pickled(weights), config), out)
-    write_processor(out, "EfficientNetImageProcessor", size)
+    write_processor(out, "EfficientNetImageProcessor", size, LITE_STATISTICS)
 
 
 def lite_weights(published: Mapping[str, Tensor], config: EfficientNetConfig) -> dict[str, Tensor]:
@@ -92,7 +108,7 @@ def lite_weights(published: Mapping[str, Tensor], config: EfficientNetConfig) ->
 def mobilenetv2(weights: Path, out: Path) -> None:
     config = MobileNetV2Config(tf_padding=False, layer_norm_eps=1e-5)  # as torchvision's, whose layout it is
     save_stock(MobileNetV2Model, config, mobilenet_weights(load_pickled(weights)), out)
-    write_processor(out, "MobileNetV2ImageProcessor", 224)
+    write_processor(out, "MobileNetV2ImageProcessor", 224, IMAGENET)
 
 
 def mobilenet_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,7 +149,10 @@ def tinyvit_5m(weights: Path, out: Path) -> None:
         "pretrained_cfg": {"input_size": [3, 224, 224], "interpolation": "bicubic", "mean": mean, "std": std},
     }
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    load_timm(out, None, torch.float32, meta=False)  # fits to the last tensor, or says what does not
+    try:
+        load_timm(out, None, torch.float32, meta=False)
+    except ValueError as error:
+        raise PackagedError(f"the package's weights do not fit the model; {error}") from error
 
 
 def tinyvit_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,18 +175,19 @@ def tinyvit_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_stock(kind: type[PreTrainedModel], config: Any, weights: Mapping[str, Tensor], out: Path) -> None:
     """Write a stock model's directory.
 
-    Raises ValueError where a weight is missing, of another shape or one too many.
+    Raises:
+        PackagedError: a weight is missing, of another shape or one too many.
     """
     with tempfile.TemporaryDirectory() as work:
         contiguous = {name: value.contiguous() for name, value in weights.items()}
         save_file(contiguous, Path(work) / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(work)
-        pretrained(kind.from_pretrained, work, torch.float32).save_pretrained(out)
+        loaded_whole(kind, Path(work), ignore_mismatched_sizes=True).save_pretrained(out)
 
 
-def write_processor(out: Path, kind: str, size: int, shortest_edge: int | None = None) -> None:
-    """`preprocessor_config.json`, ImageNet's statistics: both sides resized, or the shorter one and the centre kept."""
-    mean, std = IMAGENET
+def write_processor(out: Path, kind: str, size: int, statistics: Statistics, shortest_edge: int | None = None) -> None:
+    """`preprocessor_config.json`: both sides resized, or the shorter one and the centre kept."""
+    mean, std = statistics
     square = {"height": size, "width": size}
     crop = {"do_center_crop": True, "crop_size": square} if shortest_edge else {"do_center_crop": False}
     processor = {

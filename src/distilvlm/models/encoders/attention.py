@@ -125,8 +125,9 @@ def interpolation(tower: nn.Module, size: int) -> dict[str, Any]:
 
     DINOv2 and its kind interpolate their position embeddings unasked; CLIP and SigLIP must be told.
     """
+    config: Any = tower.config
     takes = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
-    return {"interpolate_pos_encoding": True} if takes and size != side_of(tower.config, "image_size") else {}
+    return {"interpolate_pos_encoding": True} if takes and size != side_of(config, "image_size") else {}
 
 
 def _forward(

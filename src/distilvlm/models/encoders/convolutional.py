@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from .interface import EncoderTeacher, Seen, View, flattened
+
+log = logging.getLogger(__name__)
 
 
 class ConvolutionalEncoder(EncoderTeacher):
@@ -24,6 +27,13 @@ class ConvolutionalEncoder(EncoderTeacher):
 
     def __init__(self, name: str, model: PreTrainedModel, view: View, layer: int | None) -> None:
         self._layer = layer
+        if model.config.model_type == "efficientnet" and view.size % 32:
+            log.warning(
+                "encoder '%s': at %d px a side is halved where it is odd, and there EfficientNet of transformers drops "
+                "the last row and column; multiples of 32 are seen as in its training",
+                name,
+                view.size,
+            )
         maps = _maps_on_meta(model.config, view.size, layer, name)
         _, channels, rows, columns = maps.shape
         super().__init__(name, model, view, channels, (rows, columns), {"layer": layer})

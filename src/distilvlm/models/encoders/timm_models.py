@@ -67,7 +67,9 @@ class TimmEncoder(EncoderTeacher):
         options: dict[str, Any] = {"return_prefix_tokens": True} if self._prefix else {}
         options |= {"norm": False, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
         found = model.forward_intermediates(pixels, indices=[self._layer], **options)[0]
-        maps, prefix = found if self._prefix else (found, None)
+        if not self._prefix:
+            return *flattened(found), None
+        maps, prefix = found
         return *flattened(maps), prefix[:, 0] if self._has_cls else None
 
 
@@ -121,16 +123,21 @@ def timm() -> Any:
 
     Raises ImportError with the way to get it.
     """
+    if not is_there():
+        raise ImportError("this encoder needs timm: pip install 'distilvlm[timm]'")
     if "timm" in sys.modules:
         return sys.modules["timm"]
-    if importlib.util.find_spec("timm") is None:
-        raise ImportError("this encoder needs timm: pip install 'distilvlm[timm]'")
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):  # not there, or built for another torch
         with _without_torchvision():
             return importlib.import_module("timm")
     return importlib.import_module("timm")
+
+
+def is_there() -> bool:
+    """Whether timm is installed."""
+    return importlib.util.find_spec("timm") is not None
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class ViTEncoder(EncoderTeacher):
 
     def _run(self, pixels: Tensor, importance: bool) -> tuple[Tensor, Tensor | None]:
         """All tokens of the hidden state, [pictures, T, C], and attention to them, [pictures, heads, T]."""
-        kept: list[Tensor] = []
+        kept: list[Any] = []
         blocks = blocks_of(self.model)[1]
         if self._block < 0:
             handle = blocks[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
