@@ -195,7 +195,8 @@ class Mixture(nn.Module):
 
     def __init__(self, feed_forward: nn.Module, config: MixConfig) -> None:
         super().__init__()
-        bases = _linears(feed_forward)
+        found = _linears(feed_forward)
+        self.bases, bases = list(found), list(found.values())  # names below the feed-forward
         self.routing = config.routing
         self.scale = config.alpha / config.rank
         self.count = config.experts
@@ -260,13 +261,13 @@ def _feed_forward(block: nn.Module) -> nn.Module:
     )
 
 
-def _linears(feed_forward: nn.Module) -> list[nn.Linear]:
+def _linears(feed_forward: nn.Module) -> dict[str, nn.Linear]:
     """In the order of their definition, which is that of their use: those that read the input, then the one behind."""
-    found = [module for module in feed_forward.modules() if isinstance(module, nn.Linear)]
-    width = found[0].in_features
-    if len(found) < 2 or found[-1].out_features != width or any(one.in_features != width for one in found[:-1]):
+    found = {name: module for name, module in feed_forward.named_modules() if isinstance(module, nn.Linear)}
+    *first, last = found.values()
+    if not first or any(one.in_features != last.out_features for one in first):
         raise ValueError(
             f"{type(feed_forward).__name__} is no feed-forward that experts can be added to: its linear layers are "
-            + ", ".join(f"{one.in_features}→{one.out_features}" for one in found)
+            + ", ".join(f"{name} {one.in_features}→{one.out_features}" for name, one in found.items())
         )
     return found
