@@ -1,4 +1,4 @@
-"""Pictures alone, out of a directory or of any data file: what a stage learns from whose language model does not run."""
+"""Pictures alone, of a directory or of any data file: what a stage learns from whose language model does not run."""
 
 from __future__ import annotations
 

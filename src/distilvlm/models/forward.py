@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from . import routing
+from .alone import Alone
 from .vlm import VisionLayout
 
 
@@ -48,12 +49,12 @@ def normalised(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     return (pictures - shift) / scale
 
 
-def vision_features(model: LlavaForConditionalGeneration, layout: VisionLayout, pictures: Tensor) -> Tensor:
+def vision_features(model: LlavaForConditionalGeneration | Alone, layout: VisionLayout, pictures: Tensor) -> Tensor:
     """What the tower hands to the projector: uint8 [pictures, 3, size, size] → [pictures, placeholders, d_vision].
 
     In the tower's dtype (or autocast's). A tower of which nothing trains runs without a graph and in evaluation mode.
     """
-    tower = model.model.vision_tower
+    tower: Any = model.model.vision_tower
     trains = any(parameter.requires_grad for parameter in tower.parameters())
     if not trains and tower.training:
         tower.eval()  # its features may be kept on disk, so they must not depend on dropout
@@ -131,14 +132,15 @@ def idle_projector(model: LlavaForConditionalGeneration) -> Tensor:
     return zero
 
 
-def enable_gradient_checkpointing(model: LlavaForConditionalGeneration) -> None:
+def enable_gradient_checkpointing(model: LlavaForConditionalGeneration | Alone) -> None:
     """Keep only the blocks' inputs in training mode and compute the rest again when going backward.
 
     Non-reentrant, because the frozen embeddings of a projector-only stage have no gradient to pass on. Routers choose
     the second time as they did the first.
     """
     name = "activation_checkpointing_enable"  # transformers ≥ 5.23; before that it was called gradient_…
-    enable: Callable[..., Any] = getattr(model, name, None) or model.gradient_checkpointing_enable
+    owner: Any = model
+    enable: Callable[..., Any] = getattr(owner, name, None) or owner.gradient_checkpointing_enable
     # Towers are shared: what they hold of one model must not keep it when another takes its place.
     held = weakref.ref(model)
     enable({"use_reentrant": False, "context_fn": lambda: routing.checkpointed(held())})

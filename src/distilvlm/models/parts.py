@@ -1,9 +1,11 @@
-"""The names of a VLM's parts, and choosing which of them train.
+"""The names of a student's parts, and choosing which of them train.
 
-`vision`, `projector`, `language`; below language: `.embedding` (with a tied head), `.head` (an untied one),
-`.attention`, `.feed_forward` (experts, too), `.router`, `.norm`, and `.other` where a model has more. Two parts never
-train: `vision.unread` are the blocks and heads behind the layer that is read, which never receive a gradient;
-`language.unused` is the shared expert of zeros that an upcycled model has because its class wants one.
+`vision`, `projector`, `language`; below vision: `.experts` and `.router` of a tower with a mixture; below language:
+`.embedding` (with a tied head), `.head` (an untied one), `.attention`, `.feed_forward` (experts, too), `.router`,
+`.norm`, and `.other` where a model has more; `adapters` stand between the student and encoders that teach it, while it
+trains. Two parts never train: `vision.unread` are the blocks and heads behind the layer that is read, which never
+receive a gradient; `language.unused` is the shared expert of zeros that an upcycled model has because its class wants
+one.
 """
 
 from __future__ import annotations
@@ -18,16 +20,21 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from .alone import Alone
 from .towers import blocks_of
 from .upcycling import upcycled_layers
 
 log = logging.getLogger(__name__)
+
+Model = LlavaForConditionalGeneration | Alone
 
 Parameters = dict[str, nn.Parameter]
 """Name in the whole model → parameter, in the model's order."""
 
 LEAVES = (
     "vision",
+    "vision.experts",
+    "vision.router",
     "vision.unread",
     "projector",
     "language.embedding",
@@ -38,14 +45,25 @@ LEAVES = (
     "language.norm",
     "language.other",
     "language.unused",
+    "adapters",
 )
-"""Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower."""
+"""Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower, less experts."""
 
 NEVER = {
     "vision.unread": "lies behind the layer that is read (vision.layer)",
     "language.unused": "is the shared expert of zeros of an upcycled model, which must stay zero",
 }
 """Parts that never train, and why."""
+
+_MADE_BY = {
+    "language.router": ": only a sparse model has routers (transform: [{do: upcycle}])",
+    "vision.experts": ": only a tower with a mixture has experts (transform: [{do: mix}])",
+    "vision.router": ": only a tower with a mixture of several experts has routers (transform: [{do: mix}])",
+    "adapters": ": a stage with loss.encoder has them, for teachers other than the anchor",
+    "projector": ": the student is a vision encoder alone",
+    "language": ": the student is a vision encoder alone",
+}
+"""Why a part may be empty."""
 
 _LANGUAGE_KINDS = (
     ("attention", re.compile(r"attn|attention|mixer")),
@@ -72,7 +90,7 @@ class Trainable:
     table: list[PartRow]
 
 
-def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Trainable:
+def choose(model: Model, names: Sequence[str]) -> Trainable:
     """Freeze everything, then let the named parts train, held in float32; what is frozen keeps its dtype.
 
     A parameter that two names cover (`language`, `language.head`) belongs to the closer one.
@@ -111,7 +129,7 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
     return Trainable(parameters=parameters, table=table)
 
 
-def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters:
+def parameters_of(model: Model, part: str) -> Parameters:
     """All parameters of a part, trainable or not; 'vision' is the whole tower here.
 
     Raises ValueError for an unknown or empty part.
@@ -121,12 +139,12 @@ def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters
     return {name: p for leaf, members in parts.items() if _covers(part, leaf) for name, p in members.items()}
 
 
-def by_leaf(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
+def by_leaf(model: Model) -> dict[str, Parameters]:
     """The leaves that are there, in order, each with its parameters; together they are the model."""
     return {leaf: members for leaf, members in _leaves(model).items() if members}
 
 
-def summary(model: LlavaForConditionalGeneration) -> list[PartRow]:
+def summary(model: Model) -> list[PartRow]:
     """The table of parts that are there, with what trains now; works on the meta device too."""
     rows: list[PartRow] = []
     for leaf, members in _leaves(model).items():
@@ -144,8 +162,10 @@ def summary(model: LlavaForConditionalGeneration) -> list[PartRow]:
     return rows
 
 
-def head_is_tied(model: LlavaForConditionalGeneration) -> bool:
+def head_is_tied(model: Model) -> bool:
     """True where the output head is the input embedding."""
+    if isinstance(model, Alone):
+        return False
     return model.lm_head.weight is getattr(model.get_input_embeddings(), "weight", None)
 
 
@@ -153,7 +173,7 @@ def _covers(name: str, leaf: str) -> bool:
     return leaf == name or leaf.startswith(name + ".")
 
 
-def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
+def _leaves(model: Model) -> dict[str, Parameters]:
     unread, upcycled = _unread(model), bool(upcycled_layers(model.config))
     parts: dict[str, Parameters] = {leaf: {} for leaf in LEAVES}
     for name, parameter in model.named_parameters():  # a tied head appears once, under the embedding's name
@@ -164,7 +184,9 @@ def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
 
 def _leaf(name: str, unread: set[str]) -> str:
     if name.startswith("model.vision_tower."):
-        return "vision.unread" if name in unread else "vision"
+        return "vision.unread" if name in unread else f"vision{_of_mixture(name)}"
+    if name.startswith("adapters."):
+        return "adapters"
     if name.startswith("model.multi_modal_projector."):
         return "projector"
     if name.startswith("lm_head."):
@@ -183,7 +205,13 @@ def _leaf(name: str, unread: set[str]) -> str:
     return f"language.{kind}"
 
 
-def _unread(model: LlavaForConditionalGeneration) -> set[str]:
+def _of_mixture(name: str) -> str:
+    """'.experts' or '.router' of a parameter of a tower's mixture (mixture.py), else nothing."""
+    found = re.search(r"\.mixture(\.experts|\.router)\.", name)
+    return "" if found is None else found[1]
+
+
+def _unread(model: Model) -> set[str]:
     """Names of the tower's parameters that the features do not depend on.
 
     A tower defines its modules in the order of their use, so all that stands behind the last block that is read is
@@ -208,9 +236,9 @@ def _unread(model: LlavaForConditionalGeneration) -> set[str]:
     return unread
 
 
-def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters]) -> None:
-    known = ["vision", "projector", "language"]
-    known += [leaf for leaf in LEAVES if leaf.startswith("language.") and leaf not in NEVER]
+def _require_known(model: Model, name: str, parts: dict[str, Parameters]) -> None:
+    known = ["vision", "projector", "language", "adapters"]
+    known += [leaf for leaf in LEAVES if "." in leaf and leaf not in NEVER]
     if name not in (*known, *NEVER):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -221,5 +249,4 @@ def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[
             "name 'language.embedding' to train it"
         )
     if not any(members for leaf, members in parts.items() if _covers(name, leaf)):
-        hint = ": only a sparse model has routers (transform: {do: upcycle})" if name == "language.router" else ""
-        raise ValueError(f"part '{name}' has no parameters in this model{hint}")
+        raise ValueError(f"part '{name}' has no parameters in this model{_MADE_BY.get(name, '')}")

@@ -1,13 +1,21 @@
-"""What the stages of a recipe make of a student: where it becomes sparse, and how its routers choose in each stage."""
+"""What the stages of a recipe make of a student: where it becomes sparse, how its routers choose in each stage, where
+its tower gets experts."""
 
 from __future__ import annotations
 
-from distilvlm.recipe.schema import Recipe, StageSpec, Upcycle
+from dataclasses import fields
+from typing import TypeVar
+
+from distilvlm.recipe.schema import Mix, Recipe, StageSpec, Upcycle
 
 from . import routing
+from .alone import Encoder
+from .mixture import MixConfig, mix
 from .routing import SecondExpert
 from .upcycling import upcycle
 from .vlm import VLM
+
+Student = TypeVar("Student", VLM, Encoder)
 
 Choosing = tuple[SecondExpert, float | None]
 """How a token's later experts are chosen, and an expert's capacity; None drops nothing."""
@@ -28,7 +36,17 @@ def upcycle_before(recipe: Recipe, stage: StageSpec) -> Upcycle | None:
 
 def made_sparse(vlm: VLM, how: Upcycle, seed: int) -> VLM:
     """A sparse student that equals `vlm` and shares what is not a feed-forward. Raises ValueError as `upcycle`."""
-    return upcycle(vlm, how.experts, how.top_k, how.layers, seed)
+    sparse = upcycle(vlm, how.experts, how.top_k, how.layers, seed)
+    if (adapters := getattr(vlm.model, "adapters", None)) is not None:
+        sparse.model.adapters = adapters
+    return sparse
+
+
+def mixed(student: Student, how: Mix, seed: int) -> Student:
+    """The student, whose tower has got experts; its other weights are what they were. Raises ValueError as `mix`."""
+    config = MixConfig(**{field.name: getattr(how, field.name) for field in fields(MixConfig)})
+    mix(student.model.model.vision_tower, config, student.layout.layer, seed)
+    return student
 
 
 def choosing(recipe: Recipe, stage: StageSpec) -> Choosing:
@@ -42,17 +60,25 @@ def choosing(recipe: Recipe, stage: StageSpec) -> Choosing:
     )
 
 
-def students(recipe: Recipe, student: VLM) -> dict[str, VLM]:
-    """Stage -> the student as it trains there: `student` itself, and from the upcycle on a sparse one without weights.
+def students(recipe: Recipe, student: Student) -> dict[str, Student]:
+    """Stage -> the student as it trains there: `student` itself, and from the first upcycle or mix on one without
+    weights.
 
     Raises:
-        ValueError: the student cannot be upcycled as the recipe wants it, or is a sparse one of another origin.
+        ValueError: the student cannot be upcycled or mixed as the recipe wants it, or is a sparse one of another
+            origin.
     """
     if getattr(student.model.config.get_text_config(), "num_experts", None):
         routing.install(student.without_weights().model)
-    found: dict[str, VLM] = {}
+    found: dict[str, Student] = {}
     for stage in recipe.stages:
+        if stage.upcycles is not None or stage.mixes is not None:
+            student = student.without_weights()
         if stage.upcycles is not None:
-            student = made_sparse(student.without_weights(), stage.upcycles, recipe.seed)
+            if isinstance(student, Encoder):
+                raise ValueError(f"stage '{stage.name}' upcycles a language model, and the student is an encoder alone")
+            student = made_sparse(student, stage.upcycles, recipe.seed)
+        if stage.mixes is not None:
+            student = mixed(student, stage.mixes, recipe.seed)
         found[stage.name] = student
     return found

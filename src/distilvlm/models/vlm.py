@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +66,7 @@ class VLM:
 
     def without_weights(self) -> VLM:
         """The same on the meta device: for what can be told from names, shapes and dtypes."""
-        with torch.device("meta"):
-            model = LlavaForConditionalGeneration(copy.deepcopy(self.model.config))
-        held = dict(self.model.named_parameters())
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(held[name].dtype)
-        return replace(self, model=model)
+        return replace(self, model=on_meta(self.model))
 
     def to(self, device: torch.device | str) -> VLM:
         """Move the model to a device; returns self."""
@@ -82,3 +77,15 @@ class VLM:
     def image_id_is_virtual(self) -> bool:
         """True where `<image>` has no row, so `save` must add one."""
         return self.image_id >= self.embedding_rows
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def on_meta(module: Module) -> Module:
+    """A copy without weights, whatever was put into the stock class; tied tensors stay one."""
+    memo: dict[int, object] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
+    }
+    memo |= {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    return copy.deepcopy(module, memo)

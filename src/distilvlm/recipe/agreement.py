@@ -19,6 +19,10 @@ def check_encoders(recipe: Recipe) -> None:
             raise ValueError(
                 f"encoders.{name}: give 'from' (pretrained) or 'config' (random); only '{ANCHOR}' may leave both out"
             )
+        if spec.source is None and spec.config is None and (spec.size, spec.layer) != (None, None):
+            raise ValueError(
+                f"encoders.{name}: a copy of the student has its size and layer: leave 'size' and 'layer' out"
+            )
         if name == ANCHOR and spec.pool is not None:
             raise ValueError(f"encoders.{ANCHOR}.pool: the anchor is compared token by token; leave it out")
         if "." in name:
@@ -29,7 +33,6 @@ def check_encoders(recipe: Recipe) -> None:
         raise ValueError("'pictures.augment' changes pictures that 'cache' keeps features of: remove one of the two")
     if recipe.student.encoder_alone and recipe.teacher is not None:
         raise ValueError("the student is a vision encoder alone, and 'teacher' is a language model's: use 'encoders'")
-    first: StageSpec | None = None
     for stage in recipe.stages:
         if recipe.student.encoder_alone and stage.loss.of_language:
             zeros = ", ".join(f"{name}: 0" for name in stage.loss.of_language)
@@ -39,18 +42,8 @@ def check_encoders(recipe: Recipe) -> None:
             )
         if "adapters" in stage.train and not stage.loss.encoder:
             raise ValueError(f"stage '{stage.name}' trains adapters, which only loss.encoder reaches: give it a weight")
-        if not stage.loss.encoder:
-            continue
-        _check_comparison(recipe, stage)
-        if first is not None and (first.encoder.adapter, first.encoder.side) != (
-            stage.encoder.adapter,
-            stage.encoder.side,
-        ):
-            raise ValueError(
-                f"stages '{first.name}' and '{stage.name}' have different adapters (encoder.adapter, encoder.side): "
-                "adapters go on from stage to stage, so these fields must be the same"
-            )
-        first = first or stage
+        if stage.loss.encoder:
+            _check_comparison(recipe, stage)
 
 
 def _check_comparison(recipe: Recipe, stage: StageSpec) -> None:
@@ -62,12 +55,16 @@ def _check_comparison(recipe: Recipe, stage: StageSpec) -> None:
             raise ValueError(
                 f"stage '{stage.name}' compares with '{name}', but 'encoders' has {sorted(recipe.encoders)}"
             )
-    weighs = how.token_weights != "none" or how.teacher_weights != "none"
     source = how.importance or ANCHOR
-    if weighs and source not in recipe.encoders:
+    if how.token_weights != "none" and source not in recipe.encoders:
         raise ValueError(
-            f"stage '{stage.name}' weighs tokens or teachers by an encoder's attention, and there is no '{ANCHOR}': "
-            "name one in encoder.importance, or set encoder.token_weights and teacher_weights to none"
+            f"stage '{stage.name}' weighs tokens by an encoder's attention, and there is no '{ANCHOR}': name one in "
+            "encoder.importance, or set encoder.token_weights to none"
+        )
+    if how.teacher_weights != "none" and ANCHOR not in recipe.encoders:
+        raise ValueError(
+            f"stage '{stage.name}' weighs teachers by how they agree with the '{ANCHOR}', which 'encoders' lacks: add "
+            "it, or set encoder.teacher_weights to none"
         )
     if how.importance and recipe.encoders[how.importance].pool is not None:
         raise ValueError(f"encoders.{how.importance}.pool: its attention weighs tokens, so they stay as they are")

@@ -190,7 +190,7 @@ class LossSpec(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
-        if not (self.of_language or self.encoder):
+        if not (set(self.weights) - {"balance", "expert_balance"}):
             raise ValueError("every loss weight is 0: the stage would learn nothing")
         compared = [name for name in ("text", "response", "visual", "relation", "encoder") if getattr(self, name)]
         if self.preference and compared:
@@ -201,7 +201,7 @@ class LossSpec(Section):
     @property
     def of_language(self) -> list[str]:
         """The terms that need the language model. Without any, a stage learns from pictures alone."""
-        return [name for name in ("text", "response", "visual", "relation", "preference") if getattr(self, name)]
+        return [name for name in self.weights if name not in ("encoder", "expert_balance")]
 
     @property
     def needs_teacher(self) -> bool:
