@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from distilvlm.models import parts, routing
+from distilvlm.models.alone import Alone
 from distilvlm.models.language import cut_config, layer_kinds
 from distilvlm.models.stages import Choosing
-from distilvlm.models.vlm import VLM
+from distilvlm.models.vlm import VLM, on_meta
 
 Make = Callable[[Tensor], Tensor]
 """A tensor of the meta device -> one of its shape and dtype."""
@@ -84,6 +85,8 @@ def scale_model(
     config.vision_feature_layer = -1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = LlavaForConditionalGeneration(config)
+    if (adapters := getattr(vlm.model, "adapters", None)) is not None:
+        model.adapters = on_meta(adapters)
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -112,11 +115,13 @@ def filled(device: torch.device) -> Make:
     return make
 
 
-def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
+def trained(model: LlavaForConditionalGeneration | Alone, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
     """Part -> name -> parameter of what a stage trains, each under its closest name; changes nothing and logs nothing.
 
     Raises ValueError for an unknown or empty part.
     """
+    # A plan may lack encoders, and so the adapters to them.
+    names = [name for name in names if name != "adapters" or getattr(model, "adapters", None) is not None]
     never = {name for leaf, members in parts.by_leaf(model).items() if leaf in parts.NEVER for name in members}
     owner: dict[str, str] = {}
     for part in sorted(names, key=len):
@@ -125,7 +130,7 @@ def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[
     return {part: {n: everything[n] for n in everything if owner.get(n) == part} for part in names}
 
 
-def train_only(model: LlavaForConditionalGeneration, members: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+def train_only(model: LlavaForConditionalGeneration | Alone, members: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
     model.requires_grad_(False)
     for parameters in members.values():
         for parameter in parameters.values():

@@ -7,24 +7,28 @@ from pathlib import Path
 
 from distilvlm.data import DataReport, StageData
 from distilvlm.models import routing
-from distilvlm.models.stages import choosing, made_sparse, upcycle_before
+from distilvlm.models.alone import Encoder
+from distilvlm.models.stages import choosing, made_sparse, mixed, upcycle_before, with_own_tower
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers.encoders import Look, Shape
 
-from . import disk, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
+from . import disk, encoders, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
 from .finding import Finding
 from .trial import untouched
 
 
 def examine(
     recipe: Recipe,
-    student: VLM,
+    student: VLM | Encoder,
     teacher: LocalTeacher | None,
     data: Mapping[str, StageData],
     reports: Mapping[str, DataReport],
     directory: Path | None,
+    look: Look | None = None,
+    encoder_shapes: Mapping[str, Shape] | None = None,
 ) -> list[Finding]:
     """Look at everything that a run of `recipe` is about to use.
 
@@ -37,33 +41,36 @@ def examine(
         teacher: None where no stage needs one.
         data, reports: by the stage's name; stages that are not there are not looked at. A report may be of some rows.
         directory: the run's, for disk space; None: not looked at.
+        look, encoder_shapes: what encoders see in pictures, and of what form; None where they cannot be had.
     """
     their = None if teacher is None else teacher.vlm
     shapes, refused = experts.shapes(recipe, student)
     found = [
         *refused,
-        *vocabulary.check(recipe, student, their),
+        *(vocabulary.check(recipe, student, their) if isinstance(student, VLM) else ()),
         *visual.check(recipe, student, their),
         *template.check(data),
         *_rows(recipe, student, their, data, reports),
         *settings.check(recipe, shapes, their, data),
         *experts.check(recipe, shapes),
+        *encoders.check(recipe, shapes),
         *preferences.check(recipe, data, reports),
     ]
     if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
     if not refused and not any(finding.check == "settings.parts" for finding in found):
         found += parts.check(recipe, student, shapes, their, data)
-        if not any(finding.check in ("visual.features", "experts.balance") for finding in found):
-            found += _terms(recipe, student, shapes, teacher, data)
+        refusals = [finding.check for finding in found if finding.level == "error"]
+        if not {"visual.features", "experts.balance", "mixture.balance"} & {*refusals}:
+            found += _terms(recipe, student, shapes, teacher, data, look, encoder_shapes or {})
         if directory is not None:
-            found += disk.check(recipe, shapes, data, directory)
+            found += disk.check(recipe, shapes, data, directory, encoder_shapes or {})
     return found
 
 
 def _rows(
     recipe: Recipe,
-    student: VLM,
+    student: VLM | Encoder,
     teacher: VLM | None,
     data: Mapping[str, StageData],
     reports: Mapping[str, DataReport],
@@ -78,10 +85,12 @@ def _rows(
 
 def _terms(
     recipe: Recipe,
-    student: VLM,
-    shapes: Mapping[str, VLM],
+    student: VLM | Encoder,
+    shapes: Mapping[str, VLM | Encoder],
     teacher: LocalTeacher | None,
     data: Mapping[str, StageData],
+    look: Look | None,
+    encoder_shapes: Mapping[str, Shape],
 ) -> list[Finding]:
     found: list[Finding] = []
     theirs = [] if teacher is None else [teacher.vlm.model]
@@ -89,10 +98,13 @@ def _terms(
     with untouched(student.model, *theirs):  # a sparse student shares most of it
         for stage in looked_at:
             how = upcycle_before(recipe, stage)
-            if how is not None and not upcycled_layers(student.model.config):
+            if how is not None and isinstance(student, VLM) and not upcycled_layers(student.model.config):
                 student = made_sparse(student, how, recipe.seed)
+            if stage.mixes is not None:
+                student = mixed(with_own_tower(student), stage.mixes, recipe.seed)
             routing.install(student.model, *choosing(recipe, stage))  # as the run does; the weights are the same
             if preferences.fit(stage, data[stage.name]):
                 with untouched(student.model, *theirs):
-                    found += terms.check(recipe, stage, student, teacher, data[stage.name])
+                    rows = data[stage.name]
+                    found += terms.check(recipe, stage, student, teacher, rows, encoder_shapes, look)
     return found

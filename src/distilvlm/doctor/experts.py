@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from distilvlm.models.stages import students
+from distilvlm.models.alone import Encoder
+from distilvlm.models.stages import Student, students
 from distilvlm.models.upcycling import active_parameters, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
@@ -15,19 +16,22 @@ from .finding import Finding
 ROUTER, EXPERTS = "language.router", "language.feed_forward"
 
 
-def shapes(recipe: Recipe, student: VLM) -> tuple[dict[str, VLM], list[Finding]]:
-    """Stage -> the student as it trains there, without weights from the upcycle on; where it cannot become sparse, the
-    stages before, and why."""
+def shapes(recipe: Recipe, student: Student) -> tuple[dict[str, Student], list[Finding]]:
+    """Stage -> the student as it trains there, without weights from the upcycle or mix on; where it cannot become
+    sparse or get experts, the stages before, and why."""
     try:
         return students(recipe, student), []
     except ValueError as error:
-        at = next((place for place, stage in enumerate(recipe.stages) if stage.upcycles is not None), 0)
+        changed = [place for place, stage in enumerate(recipe.stages) if stage.upcycles or stage.mixes]
+        at = changed[0] if changed else 0
         fix = "take a dense Llama (SmolLM2) or Qwen2 student, and layers that it has, or remove the transform"
+        if changed and recipe.stages[at].upcycles is None:
+            fix = "name layers that come before the one that is read (vision.layer), or remove the transform"
         found = Finding("experts.upcycle", "error", str(error), fix, recipe.stages[at].name)
         return {stage.name: student for stage in recipe.stages[:at]}, [found]
 
 
-def check(recipe: Recipe, shapes: Mapping[str, VLM]) -> list[Finding]:
+def check(recipe: Recipe, shapes: Mapping[str, VLM | Encoder]) -> list[Finding]:
     """Every stage that trains a sparse student; `shapes` as the function gave them."""
     found: list[Finding] = []
     for stage in recipe.stages:
@@ -40,7 +44,7 @@ def check(recipe: Recipe, shapes: Mapping[str, VLM]) -> list[Finding]:
     return found
 
 
-def _told(stage: StageSpec, student: VLM, layers: list[int]) -> Finding:
+def _told(stage: StageSpec, student: VLM | Encoder, layers: list[int]) -> Finding:
     total, active = active_parameters(student.model)
     numbers = ", ".join(map(str, layers))
     text = f"{stage.upcycles}; layers {numbers}. From here on {total:,} parameters, of which {active:,} serve a token"

@@ -147,7 +147,7 @@ class _Trial:
         batch = self.batch
         if batch.features is not None or batch.pictures is None:
             return batch.features
-        if any(leaf == "vision" for leaf in self.parts):
+        if any(leaf.partition(".")[0] == "vision" for leaf in self.parts):
             return None  # the task computes them, with a graph
         with torch.no_grad():
             return forward.vision_features(self.student.model, self.student.layout, batch.pictures)
@@ -207,15 +207,20 @@ class _Trial:
         given = Targets(targets.hidden[torch.searchsorted(self.rows, rows)], targets.head)
         task = Task(self.student, alone, given.head if alone.relation else None).eval()
         loss: Tensor = task(self._referred(targets), self.features, given, rows, self.samples)["loss"]
-        self.student.model.zero_grad(set_to_none=True)
-        if loss.requires_grad:
-            loss.backward()
-        norms = {
-            leaf: float(torch.stack([_squares(parameter) for parameter in members.values()]).sum().sqrt())
-            for leaf, members in self.parts.items()
-        }
-        self.student.model.zero_grad(set_to_none=True)
-        return norms
+        return norms(self.student.model, self.parts, loss)
+
+
+def norms(model: nn.Module, parts: Mapping[str, Parameters], loss: Tensor) -> dict[str, float]:
+    """Norm of a loss's gradient in each leaf part; the model is left without gradients."""
+    model.zero_grad(set_to_none=True)
+    if loss.requires_grad:
+        loss.backward()
+    found = {
+        leaf: float(torch.stack([_squares(parameter) for parameter in members.values()]).sum().sqrt())
+        for leaf, members in parts.items()
+    }
+    model.zero_grad(set_to_none=True)
+    return found
 
 
 def _squares(parameter: nn.Parameter) -> Tensor:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .alone import Encoder
 from .forward import vision_features
 from .kept import FeatureError, PictureReader, PictureStore
 from .vlm import VLM, VisionLayout
@@ -47,7 +48,7 @@ class FeatureStore(PictureStore):
     def fill(
         self,
         paths: Iterable[str | Path],
-        vlm: VLM,
+        vlm: VLM | Encoder,
         canvas: Callable[[str], Tensor],
         batch: int = 16,
         rank: int = 0,
@@ -56,7 +57,8 @@ class FeatureStore(PictureStore):
         progress: Callable[[int, int], object] | None = None,
     ) -> dict[str, str]:
         """Compute what is missing, on the device where the tower is; arguments, value and errors as `fill_with`."""
-        device = next(vlm.model.model.vision_tower.parameters()).device
+        tower: nn.Module = vlm.model.model.vision_tower
+        device = next(tower.parameters()).device
 
         def compute(canvases: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():

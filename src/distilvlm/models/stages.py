@@ -3,8 +3,11 @@ its tower gets experts."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TypeVar
+import copy
+from dataclasses import fields, replace
+from typing import TypeVar, cast
+
+from torch import Tensor, nn
 
 from distilvlm.recipe.schema import Mix, Recipe, StageSpec, Upcycle
 
@@ -15,7 +18,7 @@ from .routing import SecondExpert
 from .upcycling import upcycle
 from .vlm import VLM
 
-Student = TypeVar("Student", VLM, Encoder)
+Student = TypeVar("Student", bound=VLM | Encoder)
 
 Choosing = tuple[SecondExpert, float | None]
 """How a token's later experts are chosen, and an expert's capacity; None drops nothing."""
@@ -49,6 +52,17 @@ def mixed(student: Student, how: Mix, seed: int) -> Student:
     return student
 
 
+def with_own_tower(student: Student) -> Student:
+    """A student that shares all but the tower, which is a copy: what is done to it changes the other no more."""
+    tower = {id(tensor) for tensor in _tensors(student.model.model.vision_tower)}
+    shared = {id(tensor): tensor for tensor in _tensors(student.model) if id(tensor) not in tower}
+    return cast(Student, replace(student, model=copy.deepcopy(student.model, dict(shared))))
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
 def choosing(recipe: Recipe, stage: StageSpec) -> Choosing:
     """How the routers of a sparse student choose in training in `stage`, as `routing.install` takes it."""
     how = upcycle_before(recipe, stage)
@@ -73,11 +87,11 @@ def students(recipe: Recipe, student: Student) -> dict[str, Student]:
     found: dict[str, Student] = {}
     for stage in recipe.stages:
         if stage.upcycles is not None or stage.mixes is not None:
-            student = student.without_weights()
+            student = cast(Student, student.without_weights())
         if stage.upcycles is not None:
             if isinstance(student, Encoder):
                 raise ValueError(f"stage '{stage.name}' upcycles a language model, and the student is an encoder alone")
-            student = made_sparse(student, stage.upcycles, recipe.seed)
+            student = cast(Student, made_sparse(student, stage.upcycles, recipe.seed))
         if stage.mixes is not None:
             student = mixed(student, stage.mixes, recipe.seed)
         found[stage.name] = student

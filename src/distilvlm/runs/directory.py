@@ -8,6 +8,7 @@ RUN/
   events.jsonl                 every term of every update
   quarantine.jsonl             rows that could not be used (quarantine-N.jsonl: met by process N)
   importance.json              where encoders look that weigh tokens, in the first pictures
+  standards.safetensors        what encoders' features are standardised by
   data/                        what the check of each data set found, so that continuing does not look again
   stages/00-dpt/
     about.json                 what the stage trains, on what, against what
@@ -49,6 +50,7 @@ class RunDirectory:
         self.cost = self.path / "cost.json"
         self.events = self.path / "events.jsonl"
         self.importance = self.path / "importance.json"
+        self.standards = self.path / "standards.safetensors"
         self.adapters = self.path / "adapters"
         self.failures = self.path / "failures"
         self.references = self.path / "references"

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distilvlm.cost.numbers import as_bytes, as_seconds
 from distilvlm.data import Batch
 from distilvlm.data.stage import source_of
+from distilvlm.losses import Moments, Standardisation
 from distilvlm.models.alone import Encoder
 from distilvlm.models.encoders import Seen
 from distilvlm.models.files import directory_whole, write_whole
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
-from distilvlm.teachers.encoder_cache import EncoderCache, Expense, SeenReader
+from distilvlm.teachers.encoder_cache import BATCH, EncoderCache, Expense, SeenReader
 from distilvlm.teachers.encoders import EncoderTeachers, Shape, canvas_size, importance_source, restored
 from distilvlm.train.encoders import adapters_of
 
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = 6
 """Pictures of which a run keeps where the encoder looks that weighs tokens."""
+
+
+STATISTICS = 1024
+"""Pictures whose features say how targets are standardised: 49 tokens each are 50,000 rows."""
 
 
 class Encoders:
@@ -142,6 +147,49 @@ def keep_importance(recipe: Recipe, encoders: Encoders, place: RunDirectory) -> 
         how = stage.encoder.token_weights or f"preset {stage.encoder.preset}"
         maps[name]["used_by"].append(f"stage {stage.name} weighs tokens by it ({how})")
     write_whole(place.importance, (json.dumps({"maps": list(maps.values())}, indent=1) + "\n").encode())
+
+
+def standardise(
+    recipe: Recipe, model: nn.Module, encoders: Encoders | None, place: RunDirectory, accelerator: Accelerator
+) -> None:
+    """Where targets are standardised: by the first pictures' statistics, which the run keeps.
+
+    Args:
+        encoders: None where no stage is left that compares with any.
+    """
+    adapters = adapters_of(model)
+    if adapters is None or not adapters.rules.standardise:
+        return
+    with accelerator.main_process_first():  # the others find what the main process has written
+        if encoders is not None and not place.standards.exists():
+            moments = _moments(recipe, encoders)
+            found = {f"{name}.{field}": value for name, one in moments.items() for field, value in vars(one).items()}
+            write_whole(place.standards, lambda partial: save_file(found, partial))
+    kept = load_file(place.standards)
+    for name in adapters.teachers:
+        own = {field: kept[f"{name}.{field}"] for field in ("mean", "rotation", "deviation")}
+        adapters.standardise(name, Standardisation(**own))
+
+
+def _moments(recipe: Recipe, encoders: Encoders) -> dict[str, Standardisation]:
+    """Of every teacher's tokens, over the first pictures of the first stage that compares with it."""
+    found: dict[str, Standardisation] = {}
+    for stage in recipe.stages:
+        new = [name for name in recipe.teachers_of(stage) if name not in found]
+        if not new:
+            continue
+        paths = [path for path in pictures_of(recipe, [stage]) if path not in encoders.unreadable][:STATISTICS]
+        logger.info("targets are standardised by %d pictures: %s", len(paths), ", ".join(new))
+        moments = {name: Moments() for name in new}
+        for start in range(0, len(paths), BATCH):
+            seen = encoders.look(paths[start : start + BATCH], stage)
+            for name in new:
+                moments[name].add(seen[name].tokens)
+        found |= {name: own.standardisation() for name, own in moments.items()}
+    return {
+        name: Standardisation(*(value.cpu().contiguous() for value in vars(one).values()))
+        for name, one in found.items()
+    }
 
 
 def take_adapters(model: nn.Module, place: RunDirectory) -> None:

@@ -27,7 +27,7 @@ from . import about
 from .console import CONSOLE, reporter
 from .consultation import consult
 from .directory import RunDirectory, RunError
-from .encoders import Encoders, keep_importance, take_adapters
+from .encoders import Encoders, keep_importance, standardise, take_adapters
 from .expense import expect
 from .material import check
 from .stage import StageRun
@@ -99,11 +99,12 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     if any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.
         teacher = _teacher(recipe, _with_language(student), accelerator)
+    standardise(recipe, student.vlm.model, encoders, place, accelerator)
     student.vlm.to(accelerator.device)
     if accelerator.is_main_process:
         if encoders is not None:
             keep_importance(recipe, encoders, place)
-        consult(recipe, student.vlm, teacher, material, place)
+        consult(recipe, student, teacher, material, place, encoders)
         data = {name: rows for name, (rows, _) in material.items()}
         expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
     accelerator.wait_for_everyone()

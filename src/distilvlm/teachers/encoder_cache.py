@@ -23,9 +23,9 @@ from distilvlm.data.stage import background
 from distilvlm.models.alone import Encoder
 from distilvlm.models.kept import PictureReader, PictureStore
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import Recipe
+from distilvlm.recipe import CacheSpec, Recipe
 
-from .encoders import SEPARATOR, EncoderTeachers, tensors_of
+from .encoders import SEPARATOR, EncoderTeachers, Shape, tensors_of
 from .interface import TeacherError
 
 BATCH = 8
@@ -60,6 +60,11 @@ class SeenReader:
             for name, reader in self._readers.items()
             for field, value in reader.read(path).items()
         }
+
+
+def kept_bytes(cache: CacheSpec, shape: Shape) -> int:
+    """Bytes of a picture's tokens in the cache of an encoder: about all that there is; where it looks takes little."""
+    return HASHES + shape.tokens * shape.channels * _DTYPES[cache.precision].itemsize
 
 
 class EncoderCache:

@@ -139,9 +139,8 @@ class EncoderTeachers:
             return found
         device = batch.input_ids.device
         for name in of_stage(self.recipe, stage):
-            canvases = self.canvases(name, batch)
-            seen = self.look(name, canvases)
-            found[name] = _moved(seen, device)
+            seen = self.look(name, self.canvases(name, batch))
+            found[name] = moved(seen, device)
         return found
 
     def of_paths(self, paths: Sequence[str], stage: StageSpec) -> dict[str, Seen]:
@@ -245,6 +244,7 @@ def _check_pool(name: str, spec: EncoderSpec, encoder: EncoderTeacher) -> None:
         raise TeacherError(f"encoders.{name}.pool is {spec.pool}, but the encoder gives only {rows}×{columns} tokens")
 
 
-def _moved(seen: Seen, device: torch.device) -> Seen:
-    moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors_of(seen).items()}
-    return replace(seen, **moved)
+def moved(seen: Seen, device: torch.device) -> Seen:
+    """What an encoder saw, on another device."""
+    there: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors_of(seen).items()}
+    return replace(seen, **there)

@@ -68,7 +68,12 @@ class Comparison:
     def __init__(self, recipe: Recipe, stage: StageSpec, shapes: Mapping[str, Shape]) -> None:
         self.rules = rules_of(stage)
         self.source = importance_source(stage)
-        self._forms = _forms(shapes, recipe.teachers_of(stage))
+        self._forms = _forms(shapes, recipe.teachers_of(stage))  # the anchor first
+
+    @property
+    def teachers(self) -> list[str]:
+        """The anchor first."""
+        return list(self._forms)
 
     def install(self, model: nn.Module) -> None:
         """Let the student's adapters work by this stage's rules, for its teachers."""

@@ -163,7 +163,7 @@ class Loop:
             raise NonFiniteError("loss term " + ", ".join(named), number + 1, values, batch)
         # DDP averages gradients over processes; our loss is already divided by the samples of all of them.
         self.accelerator.backward(result["loss"] * self.accelerator.num_processes)
-        return values, result["routing"]
+        return values, {name: result[name] for name in self.task.top_k if result[name] is not None}
 
     def _clip(self, micro_batches: list[Batch], number: int, sums: dict[str, float]) -> float:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -179,8 +179,9 @@ class Loop:
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
             return dict(sums)
-        packed = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(sums, self._summed(packed).tolist(), strict=True))
+        names = sorted(sums)  # the same on every process, whatever its batches began with
+        packed = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(names, self._summed(packed).tolist(), strict=True))
 
     def _summed(self, local: Tensor) -> Tensor:
         """The sum over processes."""

@@ -66,6 +66,11 @@ class Task(nn.Module):
         found = adapters_of(self.student)
         self._adapters = [] if found is None else list(found.parameters())
         self._unreached = self._never_reached(found)
+        routed = [mixture for mixture in mixtures(self.student) if mixture.count > 1]
+        self._uncounted: Tensor | None = None  # what no picture adds to the tally of the tower's experts
+        if routed and self.vision_trains:
+            shape = len(routed), routed[0].count + 3
+            self._uncounted = torch.zeros(shape, dtype=torch.float64, device=self.student.device)
         self.teacher_gram: Tensor | None = None
         self.student_gram: Tensor | None = None
         self._build_grams(teacher_head)
@@ -76,7 +81,7 @@ class Task(nn.Module):
                 "loss.balance is of experts, and the student is dense: upcycle it (transform: [{do: upcycle}]), or set "
                 "loss.balance to 0"
             )
-        if objective.expert_balance and not any(mixture.count > 1 for mixture in mixtures(self.student)):
+        if objective.expert_balance and not routed:
             raise ValueError(
                 "loss.expert_balance is of experts of the vision tower, and it has no two in a layer: mix some in "
                 "(transform: [{do: mix, experts: 3}]), or set loss.expert_balance to 0"
@@ -101,7 +106,7 @@ class Task(nn.Module):
 
     def _build_grams(self, teacher_head: Tensor | None) -> None:
         """Gram matrices of frozen heads, built once per stage (they make the relation loss cheap)."""
-        if teacher_head is None or not self.objective.relation:
+        if teacher_head is None or not self.objective.relation or isinstance(self.student, Alone):
             return
         student_head = forward.head_weight(self.student)
         common = min(student_head.shape[0], teacher_head.shape[0])
@@ -126,8 +131,8 @@ class Task(nn.Module):
     ) -> dict[str, Any]:
         """Loss of one micro-batch, already divided by the samples of the whole update.
 
-        Returns {"loss": scalar with gradient, "terms": {name: detached scalar}, "routing": {kind: tally}}, the last
-        `routing` of a sparse student and `vision_routing` of a tower with experts; every value is a sum over this
+        Returns {"loss": scalar with gradient, "terms": {name: detached scalar}, "routing": `routing.tallied` of a
+        sparse student, else None, "vision_routing": the same of a tower with experts}; every value is a sum over this
         micro-batch, the first two divided by `samples_in_update`, so values of micro-batches and processes simply add
         up.
 
@@ -137,7 +142,7 @@ class Task(nn.Module):
             agree: for a loss that is a function of the whole update (`Objective.agrees`).
             seen: what encoders saw in the batch's pictures, where the student is compared with them.
         """
-        tallies: dict[str, Tensor] = {}
+        tallies = {} if self._uncounted is None else {"vision_routing": self._uncounted}
         chosen: list[Choice] = []
         if features is None and batch.pictures is not None:
             with watched(self.student) as chosen:
@@ -154,7 +159,17 @@ class Task(nn.Module):
         loss = outcome.loss
         if self.training and (idle := self._idle(batch)) is not None:
             loss = loss + idle
-        return {"loss": loss, "terms": outcome.terms, "routing": tallies}
+        terms = outcome.terms if pictures is not None else {**outcome.terms, **self._unseen(loss)}
+        return {"loss": loss, "terms": terms, "routing": None, "vision_routing": None, **tallies}
+
+    def _unseen(self, loss: Tensor) -> dict[str, Tensor]:
+        """The terms of pictures where there are none: every process tells of the same ones."""
+        names: list[str] = []
+        if self.comparison is not None:
+            teachers = self.comparison.teachers
+            names = ["encoder", *(f"{kind}.{name}" for name in teachers for kind in ("encoder", "encoder_weight"))]
+        names += ["expert_balance"] if self.objective.expert_balance else []
+        return dict.fromkeys(names, loss.new_zeros(()))
 
     def _pictures(
         self, batch: Batch, features: Tensor | None, seen: Mapping[str, Seen], chosen: Sequence[Choice]
@@ -172,7 +187,7 @@ class Task(nn.Module):
         for ever, and a stage that trains nothing else would have nothing to differentiate."""
         unreached: list[Tensor] = []
         zero: Tensor | None = None
-        if batch.owners is None:
+        if batch.owners is None and not batch.has_pictures:
             if isinstance(self.student, Alone) or not self.objective.of_language:
                 unreached += self.student.model.vision_tower.parameters()  # pyright: ignore
             else:
@@ -197,12 +212,12 @@ class Task(nn.Module):
         tallies: dict[str, Tensor],
     ) -> Outcome:
         """The terms that the language model is run for."""
+        assert not isinstance(self.student, Alone)  # the schema refuses such a term
         hidden, seen = self._hidden_states(batch, features)
         real = batch.attention_mask.flatten().bool()  # [samples * length]
         if seen:
             # Neither stand-ins nor idle batches.
             tallies["routing"] = routing.tallied(seen, real & (batch.weights != 0).repeat_interleave(batch.length))
-        assert not isinstance(self.student, Alone)
         return self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
             student_head=forward.head_weight(self.student),
@@ -225,6 +240,7 @@ class Task(nn.Module):
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
         """[samples, length, d], and where a sparse student's tokens went, layer by layer."""
+        assert not isinstance(self.student, Alone)
         real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
         with routing.watched(self.student, real) as seen:
             return forward.hidden_states(self.student, self.layout, batch, features), seen
@@ -235,6 +251,7 @@ class Task(nn.Module):
         if features is None and batch.pictures is not None:
             features = forward.vision_features(self.student, self.layout, batch.pictures)
         hidden, _ = self._hidden_states(batch, features)
+        assert not isinstance(self.student, Alone)
         head = forward.head_weight(self.student)
         answers = Answers.of(
             hidden.flatten(0, 1)[rows], head, rows, batch.length, batch.response_rows, batch.response_targets
