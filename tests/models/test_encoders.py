@@ -135,19 +135,16 @@ def test_a_checkpoint_is_read_with_its_own_statistics_and_only_its_vision_half(t
 
 
 def test_identity_names_weights_preprocessing_and_layer():
-    def identity(**fields):
-        return build_encoder(spec("clip", **fields), "clip", seed=fields.pop("seed", 0)).identity
+    def made(seed=1, **fields):
+        return build_encoder(spec("clip", **fields), "clip", seed=seed)
 
-    same = build_encoder(spec("clip"), "another name").made_with
-    assert same.keys() == {"weights", "class", "view", "layer", "importance"}
-    first = build_encoder(spec("clip"), "clip", seed=1)
-    again = build_encoder(spec("clip"), "clip", seed=1)
-    assert first.identity == again.identity
-    others = [build_encoder(spec("clip"), "clip", seed=2).identity]
-    others += [identity(layer=2), identity(size=32), identity(precision="bf16")]
-    again.model.encoder.layers[0].mlp.fc1.bias.data[0] += 1
-    others.append(frozen_identity := build_encoder(spec("clip"), "clip", seed=3).identity)
-    assert len({first.identity, *others}) == len(others) + 1 and frozen_identity
+    first = made()
+    assert made().identity == first.identity
+    assert first.made_with.keys() == {"weights", "class", "view", "layer", "importance"}
+    changed = made()
+    changed.model.encoder.layers[0].mlp.fc1.bias.data[0] += 1
+    others = [changed, made(seed=2), made(layer=2), made(size=32), made(precision="bf16")]
+    assert len({first.identity, *(other.identity for other in others)}) == 6
 
 
 def test_features_do_not_depend_on_autocast_around_them():
@@ -161,7 +158,7 @@ def test_features_do_not_depend_on_autocast_around_them():
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
-        ("clip", {"layer": 7}, "layer is 7, but there are hidden states 0 to 4"),
+        ("clip", {"layer": 7}, "encoder 'clip': layer is 7, but there are hidden states 0 to 4"),
         ("convnext", {"layer": 9}, r"hidden states 0 to 4 \(or -5 to -1\), not layer 9"),
         ("sam", {"size": 32}, "64 px only, not 32"),
         ("sam", {"layer": 1}, "leave out 'layer'"),

@@ -36,11 +36,14 @@ class ViTEncoder(EncoderTeacher):
         config: Any = tower.config
         depth: int = config.num_hidden_layers
         self._options = attention.interpolation(tower, view.size)
-        read = layer % (depth + 1) if layer == 0 or -layer == depth + 1 else attention.block_of(layer, depth) + 1
+        try:
+            read = 0 if layer in (0, -depth - 1) else attention.block_of(layer, depth) + 1
+        except ValueError as error:
+            raise ValueError(f"encoder '{name}': {error}") from error
         changes, side = _patches(config, view.size, read, self._options, name)
         self._block = read - 1  # -1: the embeddings
         self._first = changes.index(True)
-        self._pooling = None if changes[0] is False or read == 0 else _pooling_head(tower)
+        self._pooling = None if not changes[0] or read == 0 else _pooling_head(tower)
         self.source: Source = "received"
         if read == 0:
             self.source = "none"
