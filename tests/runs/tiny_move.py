@@ -34,7 +34,7 @@ ENCODERS = {
     "siglip": {"config": SIGLIP, "layer": -1},
 }
 MIX = {"do": "mix", "experts": 3, "rank": 2, "start": "kaiming", "dropout": 0.1}
-OPTIM = {"lr": 0.01, "batch": 4, "epochs": 2, "clip": 1.0}
+OPTIM = {"lr": 0.01, "batch": 4, "updates": 3, "clip": 1.0}
 TRAINED = ["vision.experts", "vision.router", "adapters"]
 
 

@@ -55,13 +55,14 @@ def of_stage(
     states = safetensors_bytes(trained) + 2 * sum(4 * p.numel() for p in trained.values()) + 300 * len(trained) + 6_000
     # The newest is written before the oldest is removed.
     held = 0 if updates is None else min(keep + 1, (updates - 1) // checkpoint_every)
-    model = 0
+    model: int = 0
     own = {name: p for name, p in vlm.model.named_parameters() if not name.startswith("adapters.")}
     if last and isinstance(vlm, Encoder):
         model = safetensors_bytes(own) + EXPORTED_ALONE
     elif last and isinstance(vlm, VLM):
         rows = max(vlm.embedding_rows, vlm.image_id + 1)
-        added = (rows - vlm.embedding_rows) * vlm.model.get_input_embeddings().weight.shape[1] * 4  # pyright: ignore
+        width: int = vlm.model.get_input_embeddings().weight.shape[1]  # pyright: ignore
+        added = (rows - vlm.embedding_rows) * width * 4
         tied = vlm.model.lm_head.weight is vlm.model.get_input_embeddings().weight
         model = safetensors_bytes(own) + added * (1 if tied else 2) + EXPORTED
         if vlm.tokenizer is not None:
