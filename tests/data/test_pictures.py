@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from distilvlm.cli import app
 from distilvlm.data import DataError, StageData
 from distilvlm.data.collate import collate
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.data.pictures import read_pictures
 from distilvlm.recipe import Augmentation, PictureSpec, SourceSpec
+from tests.runs.tiny_move import write_alone
 
 
 @pytest.fixture
@@ -105,3 +108,12 @@ def test_a_broken_picture_is_named_or_counts_as_nothing(place: Path) -> None:
         stage_data(spec)[0, 1]
     sample = stage_data(spec, on_bad_row="quarantine")[0, 1]
     assert sample.weight == 0 and sample.pictures is None and "b.png" in str(sample.bad[0])
+
+
+def test_the_check_of_a_recipe_looks_at_pictures_where_its_stages_do(tmp_path: Path) -> None:
+    recipe = write_alone(tmp_path)
+    done = CliRunner().invoke(app, ["data", "check", str(recipe)])
+    assert done.exit_code == 0 and "0 of 10 rows can't be used" in done.output, done.output
+    (tmp_path / "pictures" / "3.png").write_bytes(b"no picture")
+    done = CliRunner().invoke(app, ["data", "check", str(recipe)])
+    assert done.exit_code == 1 and "3.png" in done.output

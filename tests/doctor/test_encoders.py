@@ -99,7 +99,9 @@ def test_layers_behind_the_one_that_is_read_cannot_have_experts(alone: Path, tmp
 
 
 def test_an_encoder_that_is_not_here_or_cannot_weigh_is_named(alone: Path) -> None:
-    (told,) = found(alone, "encoders.weights", changes={"encoders.cnn": {"from": str(alone.parent / "absent")}})
-    assert told.level == "error" and "absent" in told.text
+    absent = {"encoders.cnn.from": str(alone.parent / "absent"), "encoders.cnn.config": None}
+    findings = doctor(alone, absent, alone.parent / "run")
+    (told,) = [one for one in findings if one.level == "error"]
+    assert told.check == "encoders.weights" and "absent" in told.text
     (told,) = found(alone, "encoders.weights", changes={"stages.experts.encoder.importance": "cnn"})
     assert "no attention that could weigh tokens" in told.text

@@ -21,13 +21,18 @@ def trained(student: VLM | Encoder, names: Sequence[str]) -> dict[str, Parameter
     Raises:
         ValueError: no such part.
     """
-    for name in names:
+    for name in known(student, names):
         parameters_of(student.model, name)
     return {
         leaf: members
         for leaf, members in by_leaf(student.model).items()
         if leaf not in NEVER and owner(leaf, names) is not None
     }
+
+
+def known(student: VLM | Encoder, names: Iterable[str]) -> list[str]:
+    """The names without adapters where it is not known what they are, because encoders are not here."""
+    return [name for name in names if name != "adapters" or hasattr(student.model, "adapters")]
 
 
 def owner(leaf: str, names: Iterable[str]) -> str | None:

@@ -91,7 +91,7 @@ def _parts(stage: StageSpec, student: VLM | Encoder | None) -> Iterator[Finding]
             yield Finding("settings.rates", "error", text, fix, stage.name)
     if student is None:
         return
-    for part in [*stage.train, *stage.resets]:
+    for part in [*parts.known(student, stage.train), *stage.resets]:
         try:
             parameters_of(student.model, part)
             if part in NEVER and part in stage.train:

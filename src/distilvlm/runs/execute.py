@@ -17,10 +17,10 @@ from accelerate.state import AcceleratorState
 from distilvlm.data import export_chat_template
 from distilvlm.models.alone import Encoder
 from distilvlm.models.compose import build
-from distilvlm.models.encoder_directory import save_encoder
+from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import Recipe, load_recipe
+from distilvlm.recipe import Recipe, load_recipe, read_dump
 from distilvlm.teachers import LocalTeacher, TeacherError
 
 from . import about
@@ -41,11 +41,12 @@ class Run:
     """A finished run."""
 
     directory: Path
-    model: Path  # the finished student: a stock Hugging Face checkpoint
+    model: Path  # the finished student: a stock Hugging Face checkpoint, or an encoder alone
 
-    def load(self) -> VLM:
+    def load(self) -> VLM | Encoder:
         """The finished student."""
-        return load(self.model)
+        recipe = read_dump(RunDirectory(self.directory).recipe.read_text())
+        return load_encoder(self.model) if recipe.student.encoder_alone else load(self.model)
 
 
 def run(
