@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-METHODS_NOT_BUILT = ("move_kd",)
+METHODS_NOT_BUILT: tuple[str, ...] = ()
 """Files whose name starts so are listed in pytest's header and not collected. An entry goes when its method comes."""
 
 Arrays = dict[str, Tensor]
@@ -89,7 +90,8 @@ class Reading:
 
 @cache
 def find(directory: Path) -> Golden:
-    """Cases are named `<case>/<array>`; an array without a slash is a case of its own, whose array is named ''.
+    """Cases are named `<case>/<array>`; an array without a slash is a case of its own, whose array is named ''. A case
+    with inputs of its own may lie in a group, `<group>/<case>/in/<array>`.
 
     In a file of dotted names the case is what stands before the first dot.
     """
@@ -104,8 +106,11 @@ def find(directory: Path) -> Golden:
         found: dict[str, Arrays] = {}
         with np.load(file) as content:
             dotted = any("." in key and "/" not in key for key in content.files)
+            grouped = {inside[1] for key in content.files if (inside := re.match(r"([^/]+/[^/]+)/in/", key))}
             for key in content.files:
-                case, mark, array = key.partition(".") if dotted else key.rpartition("/")
+                case, mark, array = key.partition("." if dotted else "/")
+                if (longer := f"{case}/{array.partition('/')[0]}") in grouped:
+                    case, array = longer, array.partition("/")[2]
                 if not mark:
                     case, array = key, ""
                 found.setdefault(case, {})[array] = _tensor(np.asarray(content[key]))
@@ -114,9 +119,9 @@ def find(directory: Path) -> Golden:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """A text becomes its bytes in UTF-8: `bytes(tensor.tolist()).decode()`."""
+    """Texts become bytes in UTF-8, a line each: `bytes(tensor.tolist()).decode()`."""
     if array.dtype.kind == "U":
-        array = np.frombuffer(str(array).encode(), dtype=np.uint8).copy()
+        array = np.frombuffer("\n".join(map(str, array.ravel())).encode(), dtype=np.uint8).copy()
     return torch.from_numpy(array)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from distilvlm.models import features
+from distilvlm.models import kept
 from distilvlm.models.features import FeatureError, FeatureStore
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.forward import vision_features
@@ -229,7 +229,7 @@ def test_a_moved_or_touched_picture_is_found_by_its_content(tmp_path, vlm, pictu
 def test_reading_hashes_no_file_that_filling_has_hashed(tmp_path, vlm, pictures, monkeypatch):
     store = make_store(tmp_path / "store", vlm)
     store.fill(pictures, vlm, canvas)
-    monkeypatch.setattr(features, "sha256", lambda file: pytest.fail(f"{file} was hashed"))
+    monkeypatch.setattr(kept, "sha256", lambda file: pytest.fail(f"{file} was hashed"))
     reader = store.reader()
     for path in pictures:
         reader(path)

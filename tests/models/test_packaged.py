@@ -24,8 +24,8 @@ def index(tmp_path, monkeypatch):
         archive.writestr("../escaped", b"no")
     asked = []
 
-    def download(requirement, folder):
-        asked.append(requirement)
+    def download(package, folder):
+        asked.append(package.requirement)
         copy = folder / wheel.name
         copy.write_bytes(wheel.read_bytes())
         return copy
@@ -96,7 +96,7 @@ def test_a_failing_pip_is_reported_with_its_last_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(PackagedError, match="no-such-package==1 could not be downloaded: "):
-        packaged.download("no-such-package==1", tmp_path)
+        packaged.download(Package("", "no-such-package==1", "0" * 64, "", "", {}, print), tmp_path)
 
 
 CONFIG = Dinov2Config(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import checkpoints, commands, data, doctor, grounding, hallucination, report
+from . import cache, checkpoints, commands, data, doctor, grounding, hallucination, report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Compact vision-language models by distillation.",
 )
 app.add_typer(commands.app)
+app.add_typer(cache.app)
 app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)

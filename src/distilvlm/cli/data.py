@@ -117,8 +117,9 @@ def _looked_at(
 ) -> tuple[list[Source], dict[str, DataReport]]:
     """The sources of a data file or of a recipe's stages; for a recipe also what its stages would see of them."""
     from distilvlm.data import DataError, read
-    from distilvlm.data.stage import stage_data
-    from distilvlm.models import NotHere, build
+    from distilvlm.data.stage import source_of, stage_data
+    from distilvlm.models import NotHere
+    from distilvlm.models.compose import build_student
     from distilvlm.recipe import SourceSpec, load_recipe
 
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # what is printed says it all
@@ -133,16 +134,18 @@ def _looked_at(
     stages = [one for one in recipe.stages if stage in (None, one.name)]
     if not stages:
         raise DataError(f"no stage '{stage}'; there are {', '.join(one.name for one in recipe.stages)}")
-    sources = {name: read(recipe.data[name], name) for one in stages for name in one.data}
+    sources = {(name, one.pictures_alone): source_of(recipe, one, name) for one in stages for name in one.data}
     try:
-        student = build(recipe.student, recipe.seed, meta=True)  # a tokenizer and a number of visual tokens will do
+        student = build_student(
+            recipe.student, recipe.seed, meta=True
+        )  # a tokenizer and a number of visual tokens will do
     except NotHere as error:
         typer.echo(f"the student is not here ({error}): nothing is said about templates and positions", err=True)
         return list(sources.values()), {}
     reports: dict[tuple[Any, ...], DataReport] = {}
     for one in stages:
         if (key := _seen(one)) not in reports:
-            own = [sources[name] for name in one.data]
+            own = [sources[name, one.pictures_alone] for name in one.data]
             if not any(len(source.records) for source in own):
                 continue  # every row is bad, as the readers tell
             reports[key] = stage_data(recipe, one, student.tokenizer, student.layout, own).check()
@@ -151,7 +154,7 @@ def _looked_at(
 
 def _seen(stage: StageSpec) -> tuple[Any, ...]:
     """What decides on what a stage sees of its data: stages that agree in it share a report."""
-    return (stage.max_length, *stage.data)
+    return (stage.max_length, stage.pictures_alone, *stage.data)
 
 
 def _preferences(sources: list[Source]) -> dict[str, int]:

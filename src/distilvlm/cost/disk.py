@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from distilvlm.losses.objective import Objective
+from distilvlm.models.alone import Encoder
+from distilvlm.models.mixture import mixtures
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import TERMS
 
 POSITION = 420
 """`position.json` and `manifest.json` of a finished stage, about."""
+
+EXPORTED_ALONE = 2_500
+"""The same of a finished encoder alone."""
 
 EXPORTED = 6_500
 """Configuration files, processor, chat template and manifest of a finished student, about."""
@@ -39,32 +44,40 @@ class Disk:
 
 
 def of_stage(
-    vlm: VLM,
+    vlm: VLM | Encoder,
     trained: Mapping[str, nn.Parameter],
     objective: Objective,
+    teachers: Sequence[str],
     updates: int | None,
     checkpoint_every: int,
     keep: int,
     last: bool,
 ) -> Disk:
-    """What a stage of `updates` updates writes; `vlm` is the student as it trains, and may be without weights."""
+    """What a stage of `updates` updates writes; `vlm` is the student as it trains, and may be without weights;
+    `teachers`: the encoders that it is compared with."""
     final = safetensors_bytes(trained) + POSITION
     states = safetensors_bytes(trained) + 2 * sum(4 * p.numel() for p in trained.values()) + 300 * len(trained) + 6_000
     # The newest is written before the oldest is removed.
     held = 0 if updates is None else min(keep + 1, (updates - 1) // checkpoint_every)
-    model = 0
-    if last and vlm.host is not None and vlm.adaptors:
+    model: int = 0
+    own = {name: p for name, p in vlm.model.named_parameters() if not name.startswith("adapters.")}
+    if last and isinstance(vlm, Encoder):
+        model = safetensors_bytes(own) + EXPORTED_ALONE
+    elif last and vlm.host is not None and vlm.adaptors:
         adaptors = [dict(vlm.host[name].named_parameters()) for name in vlm.adaptors]
         projector = dict(vlm.model.model.multi_modal_projector.named_parameters())
         model = sum(safetensors_bytes(tensors) + DESCRIBED for tensors in [*adaptors, projector])
     elif last:
         rows = max(vlm.embedding_rows, vlm.image_id + 1)
-        added = (rows - vlm.embedding_rows) * vlm.model.get_input_embeddings().weight.shape[1] * 4  # pyright: ignore
+        width: int = vlm.model.get_input_embeddings().weight.shape[1]  # pyright: ignore
+        added = (rows - vlm.embedding_rows) * width * 4
         tied = vlm.model.lm_head.weight is vlm.model.get_input_embeddings().weight
-        model = safetensors_bytes(dict(vlm.model.named_parameters())) + added * (1 if tied else 2) + EXPORTED
+        model = safetensors_bytes(own) + added * (1 if tied else 2) + EXPORTED
         if vlm.tokenizer is not None:
             model += len(vlm.tokenizer.backend_tokenizer.to_str(pretty=True).encode())  # pyright: ignore
-    return Disk(final, (updates or 0) * _event_bytes(objective, vlm), model, held * states)  # pyright: ignore
+    if last:  # adapters are kept beside the student
+        model += sum(4 * p.numel() for name, p in vlm.model.named_parameters() if name.startswith("adapters."))
+    return Disk(final, (updates or 0) * _event_bytes(objective, vlm, teachers), model, held * states)
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -79,13 +92,16 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
     return 8 + -(-length // 8) * 8 + at
 
 
-def _event_bytes(objective: Objective, vlm: VLM) -> int:
-    """Of an update: its terms, what is watched of a preference loss, and of every sparse layer."""
+def _event_bytes(objective: Objective, vlm: VLM | Encoder, teachers: Sequence[str]) -> int:
+    """Of an update: its terms, what is watched of a preference loss and of teachers, and every layer with experts."""
     names = [name for name in TERMS if getattr(objective, name)]
     if objective.preference:
         rewards = ["chosen_reward", "rejected_reward"] if objective.preference_kind != "kto_unpaired" else ["z0"]
         names += [*rewards, "preference_accuracy"]
+    names += [f"{kind}.{name}" for name in teachers for kind in ("encoder", "encoder_weight")]
     layers = len(upcycled_layers(vlm.model.config))
     experts = getattr(vlm.model.config.get_text_config(), "num_experts", 0)
     routing = 15 + layers * (52 + 22 * experts) if layers else 0
-    return 212 + sum(len(name) + 25 for name in names) + routing
+    routed = [one for one in mixtures(vlm.model) if one.count > 1]
+    seen = 22 + sum(52 + 22 * one.count for one in routed) if routed else 0
+    return 212 + sum(len(name) + 25 for name in names) + routing + seen

@@ -138,7 +138,7 @@ def _extrapolated(situation: Situation, watch: Watch) -> dict[str, int]:
 def _watch(
     s: Situation, mode: FakeTensorMode, language: Sequence[int], vision: int, teacher: Sequence[int], batch: Batch
 ) -> dict[str, int]:
-    make = _fake(mode)
+    make = fake_maker(mode)
     student = scale_model(s.student, language, vision, make, choosing=s.choosing)
     guide = None if s.teacher is None else scale_model(s.teacher, teacher, 1, make, s.teacher_dtype)
     members = trained(student.model, s.trains)
@@ -187,7 +187,7 @@ def _watch(
 def _watch_looking(
     s: Situation, mode: FakeTensorMode, language: Sequence[int], vision: int, _: Sequence[int], batch: Batch
 ) -> dict[str, int]:
-    make = _fake(mode)
+    make = fake_maker(mode)
     teacher = scale_model(s.student, language, vision, make, s.teacher_dtype)
     parts.freeze(teacher.model)
     features = make(features_like(batch, teacher)) if batch.has_pictures else None
@@ -246,7 +246,9 @@ def count(members: Mapping[str, Mapping[str, nn.Parameter]]) -> int:
     return sum(parameter.numel() for part in members.values() for parameter in part.values())
 
 
-def _fake(mode: FakeTensorMode) -> Make:
+def fake_maker(mode: FakeTensorMode) -> Make:
+    """Makes tensors that have a size but no memory."""
+
     def make(like: Tensor) -> Tensor:
         with mode:
             return torch.empty(like.shape, dtype=like.dtype, device="cpu")

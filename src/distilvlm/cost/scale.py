@@ -18,9 +18,10 @@ from transformers import LlavaForConditionalGeneration
 
 from distilvlm.models import parts, routing
 from distilvlm.models.adaptors import Host
+from distilvlm.models.alone import Alone
 from distilvlm.models.language import cut_config, layer_kinds
 from distilvlm.models.stages import Choosing
-from distilvlm.models.vlm import VLM
+from distilvlm.models.vlm import VLM, on_meta
 
 Make = Callable[[Tensor], Tensor]
 """A tensor of the meta device -> one of its shape and dtype."""
@@ -93,6 +94,8 @@ def scale_model(
     config.vision_feature_layer = -1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = LlavaForConditionalGeneration(config)
+    if (adapters := getattr(vlm.model, "adapters", None)) is not None:
+        model.adapters = on_meta(adapters)
     made: dict[int, Tensor] = {}
     scaled = VLM(model, vlm.tokenizer, replace(vlm.layout, layer=-1), vlm.image_id)
     if (name := parts.active_adaptor(vlm.model)) is not None and vlm.host is not None:
@@ -127,11 +130,13 @@ def filled(device: torch.device) -> Make:
     return make
 
 
-def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
+def trained(model: LlavaForConditionalGeneration | Alone, names: Sequence[str]) -> dict[str, dict[str, nn.Parameter]]:
     """Part -> name -> parameter of what a stage trains, each under its closest name; changes nothing and logs nothing.
 
     Raises ValueError for an unknown or empty part.
     """
+    # A plan may lack encoders, and so the adapters to them.
+    names = [name for name in names if name != "adapters" or getattr(model, "adapters", None) is not None]
     never = {name for leaf, members in parts.by_leaf(model).items() if leaf in parts.NEVER for name in members}
     owner: dict[str, str] = {}
     for part in sorted(names, key=len):
@@ -140,7 +145,7 @@ def trained(model: LlavaForConditionalGeneration, names: Sequence[str]) -> dict[
     return {part: {n: everything[n] for n in everything if owner.get(n) == part} for part in names}
 
 
-def train_only(model: LlavaForConditionalGeneration, members: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+def train_only(model: LlavaForConditionalGeneration | Alone, members: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
     parts.freeze(model)
     for parameters in members.values():
         for parameter in parameters.values():

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from distilvlm.data import StageData, read
+from distilvlm.data import StageData
 from distilvlm.data.problems import RowError
-from distilvlm.data.stage import stage_data
+from distilvlm.data.stage import source_of, stage_data
+from distilvlm.models.alone import Encoder
 from distilvlm.models.features import FeatureError, FeatureReader
 from distilvlm.models.stages import choosing, students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
+from distilvlm.teachers.encoders import Shape
+from distilvlm.teachers.encoders import shapes as encoder_shapes
 from distilvlm.teachers.references import BYTES
 from distilvlm.train import objective_of
 
 from . import disk, shapes, timing
 from .clock import Clock
+from .encoders import Teaching, teaching
 from .look import Look
 from .memory import Situation, count, looking, parameter_bytes, phases
 from .meter import available_bytes, give_back, machine_bytes, resident_bytes
 from .numbers import as_bytes
+from .pictures import PictureStage
 from .scale import scale_model, trained, undisturbed
 from .shapes import Shapes
 
@@ -69,7 +75,7 @@ class StageCost:
 
 def estimate(
     recipe: Recipe,
-    student: VLM,
+    student: VLM | Encoder,
     teacher: VLM | None,
     *,
     data: Mapping[str, StageData] | None = None,
@@ -104,37 +110,118 @@ def estimate(
     known: dict[str, StageCost] = {}
     looked: dict[str, StageData | None] = {}
     trained_as = students(recipe, student)
+    missing: dict[str, str] = {}
+    encoders = encoder_shapes(recipe, student, missing)
     with undisturbed(place):
         clock = Clock(place, budget) if measure else None
         for index, stage in enumerate(recipe.stages):
             if stage not in chosen:
                 continue
             # Stages that differ in their name and length only cost the same per update.
-            alike = repr(
-                (stage.train, stage.loss, stage.data, stage.order, stage.optim.batch, stage.max_length, stage.reference)
-            )
-            alike += f" {id(trained_as[stage.name])}"
+            facts = (stage.train, stage.loss, stage.data, stage.order, stage.optim.batch, stage.max_length)
+            alike = repr((*facts, stage.reference, stage.encoder)) + f" {id(trained_as[stage.name])}"
+            trains = trained_as[stage.name]
             try:
-                one = _Stage(recipe, index, trained_as[stage.name], teacher, place, world, base)
-                one.look(data, looked)
-                one.share = budget / len(chosen)
-                cost = one.cost(clock, known.get(alike))
+                if stage.pictures_alone or isinstance(trains, Encoder):
+                    of_pictures = PictureStage(recipe, index, trains, encoders, place, world, base, SLACK)
+                    cost = _of_pictures(of_pictures, data, clock)
+                else:
+                    one = _Stage(recipe, index, trains, teacher, place, world, base, encoders)
+                    one.look(data, looked)
+                    one.share = budget / len(chosen)
+                    cost = one.cost(clock, known.get(alike))
             except (NotImplementedError, torch.OutOfMemoryError) as error:
                 cost = StageCost(stage.name, None, None, None, notes=(f"not estimated: {error}",))
             known.setdefault(alike, cost)
+            if missing and stage.loss.encoder:
+                cost = replace(cost, notes=(*cost.notes, f"without encoders that are not here: {', '.join(missing)}"))
             costs.append(cost)
     return costs
+
+
+def _of_pictures(stage: PictureStage, given: Mapping[str, StageData] | None, clock: Clock | None) -> StageCost:
+    """The cost of a stage of pictures alone."""
+    recipe, spec, student = stage.recipe, stage.recipe.stages[stage.index], stage.student
+    data = (given or {}).get(spec.name)
+    if data is None and all(Path(recipe.data[name].path).exists() for name in spec.data):
+        sources = [source_of(recipe, spec, name) for name in spec.data]
+        data = stage_data(recipe, spec, None, student.layout, sources)
+    pictures, updates = stage.numbers(data)
+    memory, time, taught = stage.measured(data, clock)
+    flat = {name: p for part in trained(student.model, spec.train).values() for name, p in part.items()}
+    written = _written(recipe, stage.index, student, flat, updates)
+    peak, limit = sum(memory.values()), machine_bytes(stage.device)
+    notes = [f"needs {as_bytes(peak)}, this machine has {as_bytes(limit)}"] if limit and peak > limit else []
+    notes += _cached(taught, pictures)
+    seconds = sum(time.values()) if time else None
+    if time:
+        notes.append("time is counted in multiplications, at the speed of a large product: the least to be expected")
+    return StageCost(
+        stage=spec.name,
+        peak_memory_bytes=peak,
+        seconds_per_update=seconds,
+        disk_bytes=written.kept,
+        memory=memory,
+        time=time,
+        disk=_on_disk(written),
+        updates=updates,
+        seconds=None if seconds is None or updates is None else seconds * updates,
+        fits=limit is None or peak <= limit,
+        notes=tuple(notes),
+    )
+
+
+def _cached(taught: Teaching, pictures: int | None) -> list[str]:
+    """What the cache of encoders' features takes, which is not the run's."""
+    if taught.cached is None:
+        return []
+    size = f"{as_bytes(taught.cached)} a picture"
+    whole = "" if pictures is None else f", {as_bytes(taught.cached * pictures)} for {pictures:,}"
+    return [f"the cache of encoders' features takes {size}{whole}; filling it is not counted (distilvlm cache --plan)"]
+
+
+def _written(
+    recipe: Recipe, index: int, student: VLM | Encoder, flat: Mapping[str, nn.Parameter], updates: int | None
+) -> disk.Disk:
+    spec = recipe.stages[index]
+    return disk.of_stage(
+        student,
+        flat,
+        objective_of(spec),
+        list(recipe.teachers_of(spec)),
+        updates,
+        recipe.machine.checkpoint_every,
+        recipe.machine.keep,
+        last=index == len(recipe.stages) - 1,
+    )
+
+
+def _on_disk(written: disk.Disk) -> dict[str, int]:
+    bytes_on_disk = {"trained": written.final, "events": written.events, "checkpoints": written.checkpoints}
+    if written.model:
+        bytes_on_disk["finished student"] = written.model
+    return bytes_on_disk
 
 
 class _Stage:
     """One stage, looked at from all sides; `student` is as the stage trains it."""
 
     def __init__(
-        self, recipe: Recipe, index: int, student: VLM, teacher: VLM | None, device: torch.device, world: int, base: int
+        self,
+        recipe: Recipe,
+        index: int,
+        student: VLM,
+        teacher: VLM | None,
+        device: torch.device,
+        world: int,
+        base: int,
+        encoders: Mapping[str, Shape],
     ) -> None:
         self.recipe, self.index, self.spec = recipe, index, recipe.stages[index]
         self.student, self.device, self.world, self.base = student, device, world, base
-        self.objective = objective_of(self.spec)
+        # What encoders cost is counted apart.
+        self.objective = replace(objective_of(self.spec), encoder=0.0, expert_balance=0.0)
+        self.encoders, self.taught = encoders, Teaching()
         self.needs_teacher = "teacher.hidden" in self.objective.needs
         self.teacher = teacher if self.needs_teacher else None
         self.reference = teacher if self.spec.loss.preference else None  # looks at the records before the stage
@@ -156,7 +243,7 @@ class _Stage:
                 here = all(Path(self.recipe.data[name].path).exists() for name in names)
                 looked[key] = None
                 if here and self.student.tokenizer is not None:
-                    sources = [read(self.recipe.data[name], name) for name in names]
+                    sources = [source_of(self.recipe, self.spec, name) for name in names]
                     student = self.student
                     looked[key] = stage_data(self.recipe, self.spec, student.tokenizer, student.layout, sources)
             self.data = looked[key]
@@ -169,24 +256,19 @@ class _Stage:
     def cost(self, clock: Clock | None, same: StageCost | None) -> StageCost:
         spec, recipe = self.spec, self.recipe
         flat = {name: parameter for part in self.members.values() for name, parameter in part.items()}
-        written = disk.of_stage(
-            self.student,
-            flat,
-            self.objective,
-            self.shapes.total,
-            recipe.machine.checkpoint_every,
-            recipe.machine.keep,
-            last=self.index == len(recipe.stages) - 1,
-        )
-        bytes_on_disk = {"trained": written.final, "events": written.events, "checkpoints": written.checkpoints}
-        if written.model:
-            bytes_on_disk["finished student"] = written.model
+        written = _written(recipe, self.index, self.student, flat, self.shapes.total)
+        bytes_on_disk = _on_disk(written)
         notes = [] if self.shapes.assumed is None else [self.shapes.assumed]
         if self.needs_teacher and self.teacher is None:
             notes.append("memory and time need the teacher, which is not here yet")
             return StageCost(
                 spec.name, None, None, written.kept, disk=bytes_on_disk, updates=self.shapes.total, notes=tuple(notes)
             )
+        if spec.loss.encoder:
+            most = self.shapes.largest
+            pictures = 0 if most.features is None else most.features.shape[0]
+            self.taught = teaching(recipe, spec, self.student, self.encoders, pictures)
+            notes += _cached(self.taught, self.shapes.pictures)
         parts = self._memory(None if same is None else same.memory.get("working"))
         peak = sum(parts.values())
         look = self._look(clock, same) if spec.loss.preference else None
@@ -256,6 +338,9 @@ class _Stage:
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
         if adaptors:
             parts["adaptors"] = adaptors
+        if self.spec.loss.encoder:
+            parts["encoders"] = self.taught.held
+            working = max(working + self.taught.compared, self.taught.looking)
         parts |= {"gradients": gradients, "optimiser": 2 * gradients}
         parts |= {"working": working, "data": self._data_bytes(situation)}
         if self.device.type == "cpu":
@@ -341,6 +426,11 @@ class _Stage:
         scale = (median - reading - found.optimiser) / max(1e-12, sum(pieces.values()))
         pieces = {name: value * scale for name, value in pieces.items()}
         pieces |= {"optimiser": found.optimiser, "data": reading}
+        if self.taught.operations:
+            typical = self.shapes.typical.features
+            shown = 0 if typical is None else typical.shape[0] * len(self.shapes.updates[0])
+            pieces["encoders"] = shown * self.taught.operations / clock.flops(torch.float32)
+            mean, median = mean + pieces["encoders"], median + pieces["encoders"]
         return pieces, median, mean, found.measured
 
     def _reading(self, clock: Clock) -> float:
@@ -385,7 +475,7 @@ def _default_device() -> torch.device:
     return torch.device("cpu") if found is None else found
 
 
-def _here(vlm: VLM) -> int:
+def _here(vlm: VLM | Encoder) -> int:
     """Bytes of the weights that are in this process's memory."""
     return sum(t.numel() * t.element_size() for t in vlm.tensors if t.device.type == "cpu")
 

@@ -5,7 +5,9 @@ A *row* is a flat position: `sample * length + position`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +68,11 @@ class Batch:
     bad: tuple[BadRow, ...] = ()  # rows of this batch that turned out unusable while loading; their weight is 0
     roles: Tensor | None = None  # [samples] int64, of preferences only: CHOSEN, REJECTED or MISMATCHED
     reference: Tensor | None = None  # [samples] float64: log-probability that the reference gives to each answer
+    owners: Tensor | None = None  # [pictures] int64, the sample that shows each picture; None without pictures
+    canvases: Tensor | None = (
+        None  # [pictures, 3, side, side] uint8 for encoders that teach, where they need larger ones
+    )
+    seen: Mapping[str, Tensor] | None = None  # what encoders saw, kept on disk; each [pictures, ...]
 
     @property
     def samples(self) -> int:
@@ -81,7 +88,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
+        if self.seen is not None:
+            moved["seen"] = {name: value.to(device, non_blocking=True) for name, value in self.seen.items()}
         return replace(self, **moved)

@@ -53,6 +53,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
     response_rows = (targets != IGNORED).nonzero().flatten()
     pictures = [sample.pictures for sample in samples if sample.pictures is not None]
     features = [sample.features for sample in samples if sample.features is not None]
+    owners = [number for number, sample in enumerate(samples) for _ in range(_pictures(sample))]
+    canvases = [sample.canvases for sample in samples if sample.canvases is not None]
+    seen = [sample.seen for sample in samples if sample.seen is not None]
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -67,7 +70,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
         bad=tuple(problem for sample in samples for problem in sample.bad),
         roles=_known([sample.role for sample in samples], torch.int64),
         reference=_known([sample.reference for sample in samples], torch.float64),
+        owners=torch.tensor(owners) if owners else None,
+        canvases=torch.cat(canvases) if canvases else None,
+        seen={name: torch.cat([one[name] for one in seen]) for name in seen[0]} if seen else None,
     )
+
+
+def _pictures(sample: Sample) -> int:
+    return sum(tensor.shape[0] for tensor in (sample.pictures, sample.features) if tensor is not None)
 
 
 def _known(values: Sequence[float | None], dtype: torch.dtype) -> Tensor | None:
@@ -88,11 +98,10 @@ def _check_kinds(samples: Sequence[Sample]) -> None:
 
 
 def _check_placeholders(sample: Sample) -> None:
-    shown = [tensor.shape[0] for tensor in (sample.pictures, sample.features) if tensor is not None]
-    expected = sum(shown) * sample.placeholders
-    if len(shown) > 1 or len(sample.placeholder_positions) != expected:
+    shown, twice = _pictures(sample), sample.pictures is not None and sample.features is not None
+    if twice or len(sample.placeholder_positions) != shown * sample.placeholders:
         key = sample.key
         raise ValueError(
-            f"{key.file}, row {key.row}: {len(sample.placeholder_positions)} placeholders for {sum(shown)} pictures of "
+            f"{key.file}, row {key.row}: {len(sample.placeholder_positions)} placeholders for {shown} pictures of "
             f"{sample.placeholders} each"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from distilvlm.data import geometry
 from distilvlm.data.batch import BadRow
 from distilvlm.data.geometry import GREY, PictureError
 from distilvlm.data.inspection import image_field, inspect
+from distilvlm.data.pictures import NoText
 from distilvlm.data.problems import DataError, RowError
 from distilvlm.data.readers import NAMES, Source
 from distilvlm.data.records import Preferences, Record
@@ -29,6 +30,9 @@ from distilvlm.recipe.schema import PictureSpec
 FeatureReader = Callable[[str], Tensor]
 """Path of a picture to its kept features, [placeholders, d_vision]."""
 
+
+SeenReader = Callable[[str], dict[str, Tensor]]
+"""Path of a picture to what encoders saw in it, by name; each tensor is of one picture."""
 
 ReferenceReader = Callable[[int], tuple[float, float]]
 """Index of a preference to the log-probabilities that the reference gives to the answers of its two sequences."""
@@ -44,7 +48,7 @@ class StageData(Dataset[Sample]):
 
     Args:
         sources: what `readers.read` gave; each uses the template that its recipe entry names.
-        tokenizer: fast, with `<image>` as a special token.
+        tokenizer: fast, with `<image>` as a special token; None: pictures alone are looked at, and no text.
         placeholders: positions per picture.
         visual: [placeholders] False for a register of the tower.
         pictures: geometry and augmentation.
@@ -56,6 +60,8 @@ class StageData(Dataset[Sample]):
         on_bad_row: what a row does that turns out unusable while loading: "fatal" raises, "quarantine" makes a stand-in
             of weight 0 that carries the reason in `bad`.
         reference_reader: see `with_references`.
+        encoder_size: side of a second canvas, which encoders see that teach; None: they need none.
+        seen_reader: what encoders saw, kept on disk.
 
     Raises:
         ValueError: augmentation together with kept features, which would not see it; or as `with_references`.
@@ -78,14 +84,17 @@ class StageData(Dataset[Sample]):
         feature_reader: FeatureReader | None = None,
         on_bad_row: Literal["fatal", "quarantine"] = "fatal",
         reference_reader: ReferenceReader | None = None,
+        encoder_size: int | None = None,
+        seen_reader: SeenReader | None = None,
     ) -> None:
-        if feature_reader is not None and pictures.augment is not None:
-            raise ValueError("pictures.augment has no effect on kept features: drop it, or drop pictures.features")
+        if (feature_reader or seen_reader) is not None and pictures.augment is not None:
+            raise ValueError("pictures.augment has no effect on kept features: drop it, or drop what keeps them")
         if len(visual) != placeholders:
             raise ValueError(f"the visual mask has {len(visual)} entries for {placeholders} placeholders")
         self.sources = list(sources)
+        self.pictures_alone = tokenizer is None
         self.templates: dict[str, Template] = {}
-        for source in self.sources:
+        for source in () if self.pictures_alone else self.sources:
             kind = source.spec.template
             if kind not in self.templates:
                 self.templates[kind] = Template.of(kind, tokenizer)
@@ -98,6 +107,8 @@ class StageData(Dataset[Sample]):
         self.background = background
         self.feature_reader = feature_reader
         self.on_bad_row = on_bad_row
+        self.encoder_size = encoder_size
+        self.seen_reader = seen_reader
         self.preferences: Preferences | None = _one_kind(self.sources)
         self.reference_reader: ReferenceReader | None = None
         self._contents: dict[str, str] = {}  # picture -> what `geometry.content` says
@@ -161,15 +172,24 @@ class StageData(Dataset[Sample]):
             raise RowError("rejected", f"nothing to learn: chosen and rejected are the same in {where}")
         return first, second
 
-    def assemble(self, index: int, pictures: Tensor | None = None, features: Tensor | None = None) -> Sample:
+    def assemble(
+        self,
+        index: int,
+        pictures: Tensor | None = None,
+        features: Tensor | None = None,
+        canvases: Tensor | None = None,
+        seen: Mapping[str, Tensor] | None = None,
+    ) -> Sample:
         """A sample that shows what is given. Raises `RowError`.
 
         Args:
             pictures: [pictures, 3, size, size] uint8, or None without pictures or with kept features.
             features: [pictures, placeholders, d_vision]
+            canvases: [pictures, 3, encoder_size, encoder_size] uint8, where encoders see a canvas of their own.
+            seen: what encoders saw, each [pictures, ...].
         """
         record = self.record(index)
-        shown = self.visual.repeat(len(record.images))
+        shown = self.visual.repeat(0 if self.pictures_alone else len(record.images))
         made = [
             Sample(
                 key=record.key,
@@ -177,9 +197,11 @@ class StageData(Dataset[Sample]):
                 labels=encoded.labels,
                 placeholder_positions=encoded.placeholder_positions,
                 visual_positions=encoded.placeholder_positions[shown],
-                placeholders=self.placeholders,
+                placeholders=0 if self.pictures_alone else self.placeholders,
                 pictures=pictures,
                 features=features,
+                canvases=canvases,
+                seen=seen,
             )
             for encoded in self.sequences(index)
         ]
@@ -190,12 +212,13 @@ class StageData(Dataset[Sample]):
         showing, index = at
         record = self.record(index)
         try:
-            pictures = features = None
+            pictures = features = canvases = None
             if record.images and self.feature_reader is not None:
                 features = torch.stack([self._features(path) for path in record.images])
-            elif record.images:
-                pictures = self._canvases(record, showing, index)
-            return self.assemble(index, pictures, features)
+            if record.images and (features is None or self.encoder_size is not None):
+                pictures, canvases = self._canvases(record, showing, index)
+                pictures = pictures if features is None else None
+            return self.assemble(index, pictures, features, canvases, self._seen(record))
         except (RowError, PictureError) as error:
             problem = BadRow(record.key, *_field_and_reason(error))
             if self.on_bad_row == "fatal":
@@ -272,7 +295,7 @@ class StageData(Dataset[Sample]):
         self.reference_reader = reader
 
     def _encode(self, index: int, record: Record) -> Encoded:
-        template = self.templates[self.sources[self._members[index, 0]].spec.template]
+        template = self.templates.get(self.sources[self._members[index, 0]].spec.template, NoText())
         return template.encode(record, self.placeholders, self.max_length)
 
     def _mismatched(self, record: Record, index: int) -> Encoded:
@@ -284,18 +307,28 @@ class StageData(Dataset[Sample]):
         except RowError as error:
             raise RowError(error.field, f"{error.reason} (with the answer of row {other.key.row})") from None
 
-    def _canvases(self, record: Record, showing: int, index: int) -> Tensor:
+    def _canvases(self, record: Record, showing: int, index: int) -> tuple[Tensor, Tensor | None]:
+        """The student's canvases, and those of encoders where they see larger ones: of one decoded picture each."""
         rng = geometry.augmentation_rng(self.seed, showing, index) if self.pictures.augment else None
         made: list[Tensor] = []
+        larger: list[Tensor] = []
         for position, path in enumerate(record.images):
             try:
                 image = geometry.decode(path)
                 if self.pictures.augment is not None and rng is not None:
                     image = geometry.augment(image, self.pictures.augment, rng)
                 made.append(geometry.canvas(image, self.pictures.geometry, self.size, self.background))
+                if self.encoder_size is not None:
+                    larger.append(geometry.canvas(image, self.pictures.geometry, self.encoder_size, self.background))
             except PictureError as error:
                 raise RowError(image_field(record, position), str(error)) from error
-        return torch.stack(made)
+        return torch.stack(made), torch.stack(larger) if larger else None
+
+    def _seen(self, record: Record) -> dict[str, Tensor] | None:
+        if self.seen_reader is None or not record.images:
+            return None
+        pictures = [self.seen_reader(path) for path in record.images]
+        return {name: torch.stack([picture[name] for picture in pictures]) for name in pictures[0]}
 
     def _features(self, path: str) -> Tensor:
         assert self.feature_reader is not None

@@ -155,6 +155,8 @@ class DataReport:
         return sum(getattr(source, count) for source in self.sources.values())
 
     def __str__(self) -> str:
+        if not self.learned:  # pictures alone
+            return f"{self.samples} pictures; {len(self.bad)} rows can't be used"
         kinds = f"{self.pairs} pairs, " if self.pairs else ""
         if self.rated:
             kinds += f"rated: {self.desirable} desirable, {self.rated - self.desirable} not; "

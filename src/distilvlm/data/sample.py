@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ class Sample:
     placeholders: int  # per picture
     pictures: Tensor | None = None  # [pictures, 3, size, size] uint8
     features: Tensor | None = None  # [pictures, placeholders, d_vision]
+    canvases: Tensor | None = None  # [pictures, 3, side, side] uint8, larger ones of the same pictures for encoders
+    seen: Mapping[str, Tensor] | None = None  # what encoders saw, each [pictures, ...]
     weight: float = 1.0
     bad: tuple[BadRow, ...] = ()
     role: int | None = None  # of a preference: CHOSEN, REJECTED or MISMATCHED

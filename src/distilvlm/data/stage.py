@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from distilvlm.data.dataset import FeatureReader, StageData
-from distilvlm.data.readers import Source
+from distilvlm.data.dataset import FeatureReader, SeenReader, StageData
+from distilvlm.data.pictures import read_pictures
+from distilvlm.data.readers import Source, read
 from distilvlm.data.sampler import Order
 from distilvlm.recipe.schema import Recipe, StageSpec
 
@@ -30,6 +31,11 @@ def background(layout: Layout) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def source_of(recipe: Recipe, stage: StageSpec, name: str) -> Source:
+    """Source `name` as `stage` reads it: conversations, or pictures alone. Raises DataError as the readers."""
+    return (read_pictures if stage.pictures_alone else read)(recipe.data[name], name)
+
+
 def stage_data(
     recipe: Recipe,
     stage: StageSpec,
@@ -37,18 +43,22 @@ def stage_data(
     layout: Layout,
     sources: Sequence[Source],
     reader: FeatureReader | None = None,
+    encoder_size: int | None = None,
+    seen_reader: SeenReader | None = None,
 ) -> StageData:
-    """What `stage` trains on, made of its `sources` (as `read` gave them).
+    """What `stage` trains on, made of its `sources` (as `source_of` gave them).
 
     Args:
         reader: kept features instead of pictures.
+        encoder_size: side of the canvas that encoders see, if it is not the student's.
+        seen_reader: what encoders saw, kept on disk.
 
     Raises:
         ValueError, DataError: as `StageData`.
     """
     return StageData(
         sources,
-        tokenizer,
+        None if stage.pictures_alone else tokenizer,
         placeholders=layout.placeholders,
         visual=layout.visual,
         pictures=recipe.pictures,
@@ -58,6 +68,8 @@ def stage_data(
         background=background(layout),
         feature_reader=reader,
         on_bad_row=recipe.machine.on_bad_row,
+        encoder_size=encoder_size,
+        seen_reader=seen_reader,
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distilvlm.data import StageData
+from distilvlm.models.alone import Encoder
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
+from distilvlm.teachers.encoder_cache import kept_bytes
+from distilvlm.teachers.encoders import Shape, width
 from distilvlm.teachers.references import BYTES
 
 from . import parts
@@ -28,22 +31,29 @@ EXACT = 20_000
 
 def check(
     recipe: Recipe,
-    shapes: Mapping[str, VLM],
+    shapes: Mapping[str, VLM | Encoder],
     data: Mapping[str, StageData],
     directory: Path,
+    encoders: Mapping[str, Shape],
 ) -> list[Finding]:
-    """One finding per file system that the run writes to. `shapes`: stage -> the student as it trains there."""
+    """One finding per file system that the run writes to. `shapes`: stage -> the student as it trains there;
+    `encoders`: of what form their features are, which a cache keeps."""
     needs = {directory: max(0, run_bytes(recipe, shapes, data) - _held(directory))}
     if recipe.pictures.features is not None and shapes:
         store = Path(recipe.pictures.features)
         needs[store] = max(0, _features_bytes(next(iter(shapes.values())), data) - _held(store))
+    if recipe.cache is not None:
+        store = Path(recipe.cache.path)
+        pictures = _pictures([data[stage.name] for stage in recipe.stages if stage.loss.encoder and stage.name in data])
+        whole = pictures * sum(kept_bytes(recipe.cache, shape) for shape in encoders.values())
+        needs[store] = max(0, whole - _held(store))
     by_device: dict[int, list[tuple[Path, int]]] = {}
     for place, bytes in needs.items():
         by_device.setdefault(_existing(place).stat().st_dev, []).append((place, bytes))
     return [_room(places) for places in by_device.values()]
 
 
-def run_bytes(recipe: Recipe, shapes: Mapping[str, VLM], data: Mapping[str, StageData]) -> int:
+def run_bytes(recipe: Recipe, shapes: Mapping[str, VLM | Encoder], data: Mapping[str, StageData]) -> int:
     """The most that a run directory holds at a time: finished stages, what a teacher thinks of preferences, a stage's
     checkpoints, the model."""
     finals, checkpoints, model = 0, 0, 0
@@ -70,14 +80,16 @@ def _checkpoints(recipe: Recipe, stage: StageSpec, data: Mapping[str, StageData]
     return min(most, math.ceil(updates / recipe.machine.checkpoint_every) - 1)
 
 
-def _features_bytes(student: VLM, data: Mapping[str, StageData]) -> int:
-    sources = {source.name: source for stage_data in data.values() for source in stage_data.sources}
+def _features_bytes(student: VLM | Encoder, data: Mapping[str, StageData]) -> int:
+    return _pictures(list(data.values())) * student.layout.placeholders * width(student) * FLOAT
+
+
+def _pictures(data: Sequence[StageData]) -> int:
+    """Different ones that stages show."""
+    sources = {(source.name, rows.pictures_alone): source for rows in data for source in rows.sources}
     if sum(len(source.records) for source in sources.values()) <= EXACT:
-        pictures = len({path for source in sources.values() for record in source.records for path in record.images})
-    else:
-        pictures = sum(int(source.records.pictures.sum()) for source in sources.values())
-    width: int = student.model.model.multi_modal_projector.linear_1.weight.shape[1]
-    return pictures * student.layout.placeholders * width * FLOAT
+        return len({path for source in sources.values() for record in source.records for path in record.images})
+    return sum(int(source.records.pictures.sum()) for source in sources.values())
 
 
 def _room(places: list[tuple[Path, int]]) -> Finding:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from distilvlm.data import DataReport, StageData
 from distilvlm.models import routing
-from distilvlm.models.stages import choosing, made_sparse, upcycle_before, with_adaptor
+from distilvlm.models.alone import Encoder
+from distilvlm.models.stages import choosing, made_sparse, mixed, upcycle_before, with_adaptor, with_own_tower
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers.encoders import Look, Shape
 
-from . import adaptors, disk, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
+from . import adaptors, disk, encoders, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
 from .finding import Finding
 from .shapes import shapes as shapes_of
 from .trial import as_found, untouched
@@ -21,11 +23,13 @@ from .trial import as_found, untouched
 
 def examine(
     recipe: Recipe,
-    student: VLM,
+    student: VLM | Encoder,
     teacher: LocalTeacher | None,
     data: Mapping[str, StageData],
     reports: Mapping[str, DataReport],
     directory: Path | None,
+    look: Look | None = None,
+    encoder_shapes: Mapping[str, Shape] | None = None,
 ) -> list[Finding]:
     """Look at everything that a run of `recipe` is about to use.
 
@@ -38,33 +42,36 @@ def examine(
         teacher: None where no stage needs one.
         data, reports: by the stage's name; stages that are not there are not looked at. A report may be of some rows.
         directory: the run's, for disk space; None: not looked at.
+        look, encoder_shapes: what encoders see in pictures, and of what form; None where they cannot be had.
     """
     their = None if teacher is None else teacher.vlm
     shapes, refused = shapes_of(recipe, student)
     found = [
         *refused,
-        *vocabulary.check(recipe, student, their),
+        *(vocabulary.check(recipe, student, their) if isinstance(student, VLM) else ()),
         *visual.check(recipe, student, their),
         *template.check(data),
         *_rows(recipe, student, their, data, reports),
         *settings.check(recipe, shapes, their, data),
         *experts.check(recipe, shapes),
+        *encoders.check(recipe, shapes),
         *preferences.check(recipe, data, reports),
     ]
     if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
     if not refused and not any(finding.check == "settings.parts" for finding in found):
         found += [*adaptors.check(recipe, shapes), *parts.check(recipe, student, shapes, their, data)]
-        if not any(finding.check in ("visual.features", "experts.balance") for finding in found):
-            found += _terms(recipe, student, shapes, teacher, data)
+        refusals = [finding.check for finding in found if finding.level == "error"]
+        if not {"visual.features", "experts.balance", "mixture.balance"} & {*refusals}:
+            found += _terms(recipe, student, shapes, teacher, data, look, encoder_shapes or {})
         if directory is not None:
-            found += disk.check(recipe, shapes, data, directory)
+            found += disk.check(recipe, shapes, data, directory, encoder_shapes or {})
     return found
 
 
 def _rows(
     recipe: Recipe,
-    student: VLM,
+    student: VLM | Encoder,
     teacher: VLM | None,
     data: Mapping[str, StageData],
     reports: Mapping[str, DataReport],
@@ -79,10 +86,12 @@ def _rows(
 
 def _terms(
     recipe: Recipe,
-    student: VLM,
-    shapes: Mapping[str, VLM],
+    student: VLM | Encoder,
+    shapes: Mapping[str, VLM | Encoder],
     teacher: LocalTeacher | None,
     data: Mapping[str, StageData],
+    look: Look | None,
+    encoder_shapes: Mapping[str, Shape],
 ) -> list[Finding]:
     found: list[Finding] = []
     theirs = () if teacher is None else teacher.vlm.trees
@@ -93,10 +102,13 @@ def _terms(
             if stage.name not in data or stage.name not in shapes:
                 continue
             how = upcycle_before(recipe, stage)
-            if how is not None and not upcycled_layers(student.model.config):
+            if how is not None and isinstance(student, VLM) and not upcycled_layers(student.model.config):
                 student = made_sparse(student, how, recipe.seed)
+            if stage.mixes is not None:
+                student = mixed(with_own_tower(student), stage.mixes, recipe.seed)
             routing.install(student.model, *choosing(recipe, stage))  # as the run does; the weights are the same
             if preferences.fit(stage, data[stage.name]):
                 with untouched(*student.trees, *theirs):
-                    found += terms.check(recipe, stage, student, teacher, data[stage.name])
+                    rows = data[stage.name]
+                    found += terms.check(recipe, stage, student, teacher, rows, encoder_shapes, look)
     return found

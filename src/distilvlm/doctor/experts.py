@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from distilvlm.models.alone import Encoder
 from distilvlm.models.upcycling import active_parameters, upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
@@ -14,7 +15,7 @@ from .finding import Finding
 ROUTER, EXPERTS = "language.router", "language.feed_forward"
 
 
-def check(recipe: Recipe, shapes: Mapping[str, VLM]) -> list[Finding]:
+def check(recipe: Recipe, shapes: Mapping[str, VLM | Encoder]) -> list[Finding]:
     """Every stage that trains a sparse student; `shapes` as shapes.py gives them."""
     found: list[Finding] = []
     for stage in recipe.stages:
@@ -27,7 +28,7 @@ def check(recipe: Recipe, shapes: Mapping[str, VLM]) -> list[Finding]:
     return found
 
 
-def _told(stage: StageSpec, student: VLM, layers: list[int]) -> Finding:
+def _told(stage: StageSpec, student: VLM | Encoder, layers: list[int]) -> Finding:
     total, active = active_parameters(student.model)
     numbers = ", ".join(map(str, layers))
     text = f"{stage.upcycles}; layers {numbers}. From here on {total:,} parameters, of which {active:,} serve a token"

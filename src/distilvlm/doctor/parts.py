@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 
 from distilvlm.data import StageData
+from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import NEVER, Parameters, PartRow, by_leaf, parameters_of, summary
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
@@ -14,19 +15,24 @@ from distilvlm.recipe import Recipe, StageSpec
 from .finding import Finding
 
 
-def trained(student: VLM, names: Sequence[str]) -> dict[str, Parameters]:
+def trained(student: VLM | Encoder, names: Sequence[str]) -> dict[str, Parameters]:
     """Leaf part -> its parameters, of what a stage with `train: names` trains; the student stays as it is.
 
     Raises:
         ValueError: no such part.
     """
-    for name in names:
+    for name in known(student, names):
         parameters_of(student.model, name)
     return {
         leaf: members
         for leaf, members in by_leaf(student.model).items()
         if leaf not in NEVER and owner(leaf, names) is not None
     }
+
+
+def known(student: VLM | Encoder, names: Iterable[str]) -> list[str]:
+    """The names without adapters where it is not known what they are, because encoders are not here."""
+    return [name for name in names if name != "adapters" or hasattr(student.model, "adapters")]
 
 
 def owner(leaf: str, names: Iterable[str]) -> str | None:
@@ -36,7 +42,11 @@ def owner(leaf: str, names: Iterable[str]) -> str | None:
 
 
 def check(
-    recipe: Recipe, student: VLM, shapes: Mapping[str, VLM], teacher: VLM | None, data: Mapping[str, StageData]
+    recipe: Recipe,
+    student: VLM | Encoder,
+    shapes: Mapping[str, VLM | Encoder],
+    teacher: VLM | None,
+    data: Mapping[str, StageData],
 ) -> list[Finding]:
     """Per stage what trains and its dtype; then what is random and stays so.
 
@@ -53,7 +63,7 @@ def check(
     return found
 
 
-def _stage(stage: StageSpec, student: VLM) -> list[Finding]:
+def _stage(stage: StageSpec, student: VLM | Encoder) -> list[Finding]:
     leaves = trained(student, stage.train)
     by_name: dict[str, Parameters] = {name: {} for name in stage.train}
     for leaf, members in leaves.items():
@@ -82,11 +92,11 @@ def _stage(stage: StageSpec, student: VLM) -> list[Finding]:
     return found
 
 
-def _frozen(student: VLM, trains: Iterable[str]) -> list[str]:
+def _frozen(student: VLM | Encoder, trains: Iterable[str]) -> list[str]:
     """Leaves that do not train; a language model that is frozen as a whole is named as a whole."""
     rows = [row for row in summary(student.model) if row.name not in trains]
     language = [row for row in rows if owner(row.name, ["language"])]
-    if len(language) == len(_leaves(student, "language")):
+    if language and len(language) == len(_leaves(student, "language")):
         whole = parameters_of(student.model, "language")
         rows = [row for row in rows if row not in language]
         return [*_described(rows), f"language {_size(whole)} {_dtypes(whole)}"]
@@ -97,7 +107,7 @@ def _described(rows: Iterable[PartRow]) -> list[str]:
     return [f"{row.name} {row.parameters:,} {row.dtype}" for row in rows]
 
 
-def _random_student(student: VLM, trains: Collection[str], data: Mapping[str, StageData]) -> list[Finding]:
+def _random_student(student: VLM | Encoder, trains: Collection[str], data: Mapping[str, StageData]) -> list[Finding]:
     pictures = not data or any(bool((stage_data.picture_counts > 0).any()) for stage_data in data.values())
     found: list[Finding] = []
     for part in _random(student):
@@ -145,10 +155,10 @@ def _teacher(recipe: Recipe, teacher: VLM) -> list[Finding]:
     return found
 
 
-def _random(vlm: VLM) -> list[str]:
+def _random(vlm: VLM | Encoder) -> list[str]:
     """Parts that were drawn and never trained."""
     found = [part for part in ("vision", "projector", "language") if part in vlm.random_parts]
-    if "projector" not in found and _projector_is_as_drawn(vlm):
+    if isinstance(vlm, VLM) and "projector" not in found and _projector_is_as_drawn(vlm):
         found.append("projector")
     return found
 
@@ -162,7 +172,7 @@ def _projector_is_as_drawn(vlm: VLM) -> bool:
     return all(not bool(torch.count_nonzero(bias)) for bias in biases)
 
 
-def _leaves(vlm: VLM, part: str) -> list[str]:
+def _leaves(vlm: VLM | Encoder, part: str) -> list[str]:
     return [leaf for leaf in by_leaf(vlm.model) if leaf not in NEVER and owner(leaf, [part])]
 
 

@@ -9,14 +9,19 @@ from typing import Any, TypeVar
 
 import torch
 
-from distilvlm.data import DataError, DataReport, Source, StageData, read
-from distilvlm.data.stage import stage_data
+from distilvlm.data import DataError, DataReport, Source, StageData
+from distilvlm.data.stage import source_of, stage_data
+from distilvlm.losses import Standardisation
 from distilvlm.models import NotHere, build
+from distilvlm.models.alone import Encoder
+from distilvlm.models.compose import build_student
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
 from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers.encoders import EncoderTeachers, Shape, shapes
+from distilvlm.train.encoders import adapt, adapters_of
 
-from . import adaptors, experts, parts, preferences, settings, visual, vocabulary
+from . import adaptors, encoders, experts, parts, preferences, settings, visual, vocabulary
 from .examination import examine
 from .finding import Finding
 from .shapes import shapes as shapes_of
@@ -26,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 LOOKED_AT = 1_000
 """Rows of a stage that are encoded; a run looks at all of them."""
+
+ENCODERS_FIX = "put its weights there, name another in encoders.NAME.from, or mend what is named"
 
 T = TypeVar("T")
 
@@ -65,12 +72,20 @@ class _Patient:
         if student is None:
             return [*self.missing, *self._planned()]
         data = self._data(student, sources)
+        encoder_shapes = self._had("encoders.weights", lambda: self._adapted(student), ENCODERS_FIX) or {}
+        teachers = None
+        if encoder_shapes:
+            make = lambda: EncoderTeachers(recipe, student, self.device)  # noqa: E731
+            teachers = self._had("encoders.weights", make, ENCODERS_FIX)
         unlike: list[Finding] = []
-        if vlm is not None:  # what a teacher would refuse is better told here
+        if vlm is not None and isinstance(student, VLM):  # what a teacher would refuse is better told here
             compared = [*vocabulary.check(recipe, student, vlm), *visual.check(recipe, student, vlm)]
             unlike = [finding for finding in compared if finding.level == "error"]
-        teacher = None if vlm is None or unlike else self._pair(vlm, student)
-        found = examine(recipe, student, teacher, data, self._reports(data), self.directory)
+        teacher = None
+        if isinstance(student, VLM) and vlm is not None and not unlike:
+            teacher = self._pair(vlm, student)
+        reports, look = self._reports(data), None if teachers is None else teachers.of_paths
+        found = examine(recipe, student, teacher, data, reports, self.directory, look, encoder_shapes)
         told = {finding.check for finding in unlike}
         return [*self.missing, *unlike, *(finding for finding in found if finding.check not in told)]
 
@@ -91,24 +106,38 @@ class _Patient:
             self.missing.append(Finding(check, "error", f"{kind}{error}", fix))
         return None
 
-    def _student(self) -> VLM:
-        return build(self.recipe.student, self.recipe.seed).to(self.device)
+    def _student(self) -> VLM | Encoder:
+        return build_student(self.recipe.student, self.recipe.seed).to(self.device)
+
+    def _adapted(self, student: VLM | Encoder) -> dict[str, Shape]:
+        """What encoders give; the student gets the adapters to them."""
+        found = shapes(self.recipe, student)
+        adapt(self.recipe, student, found)
+        adapters = adapters_of(student.model)
+        if adapters is not None and adapters.rules.standardise:  # by no statistics, which a run takes first
+            for name, form in adapters.teachers.items():
+                one = Standardisation(torch.zeros(form.channels), torch.eye(form.channels), torch.ones(()))
+                adapters.standardise(name, one)
+        return found
 
     def _planned(self) -> list[Finding]:
         """What can be said without the student's weights."""
         outline = self._outline()
-        shapes, found = ({}, []) if outline is None else shapes_of(self.recipe, outline)
-        found += settings.check(self.recipe, shapes, None, {})
-        found += [*experts.check(self.recipe, shapes), *preferences.check(self.recipe, {}, {})]
+        students, found = ({}, []) if outline is None else shapes_of(self.recipe, outline)
+        found += settings.check(self.recipe, students, None, {})
+        found += [*experts.check(self.recipe, students), *encoders.check(self.recipe, students)]
+        found += preferences.check(self.recipe, {}, {})
         if outline is not None and not any(finding.check == "settings.parts" for finding in found):
-            found += adaptors.check(self.recipe, shapes)
-            found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, shapes, None, {})]
+            found += adaptors.check(self.recipe, students)
+            found += [*visual.check(self.recipe, outline, None), *parts.check(self.recipe, outline, students, None, {})]
         return found
 
-    def _outline(self) -> VLM | None:
+    def _outline(self) -> VLM | Encoder | None:
         """The student without weights, where its architecture is known: enough to know its parts."""
         try:
-            return build(self.recipe.student, self.recipe.seed, meta=True)
+            student = build_student(self.recipe.student, self.recipe.seed, meta=True)
+            adapt(self.recipe, student, shapes(self.recipe, student, {}))
+            return student
         except (ValueError, OSError):
             return None
 
@@ -124,31 +153,33 @@ class _Patient:
         device = torch.device(spec.device) if spec.device else self.device
         return LocalTeacher(vlm, student, device=device, student_device=self.device, share_vision=not trains)
 
-    def _sources(self) -> dict[str, Source]:
-        used = dict.fromkeys(name for stage in self.recipe.stages for name in stage.data)
+    def _sources(self) -> dict[tuple[str, bool], Source]:
+        """Data's name, and whether its pictures alone are looked at -> the source."""
+        used = {(name, stage.pictures_alone): stage for stage in self.recipe.stages for name in stage.data}
         sources = {
-            name: self._had(
+            key: self._had(
                 "data.file",
-                lambda name=name: read(self.recipe.data[name], name),
-                f"put the file there or mend it, or name another in data.{name}",
+                lambda stage=stage, name=key[0]: source_of(self.recipe, stage, name),
+                f"put the file there or mend it, or name another in data.{key[0]}",
             )
-            for name in used
+            for key, stage in used.items()
         }
-        return {name: source for name, source in sources.items() if source is not None}
+        return {key: source for key, source in sources.items() if source is not None}
 
-    def _data(self, student: VLM, sources: Mapping[str, Source]) -> dict[str, StageData]:
+    def _data(self, student: VLM | Encoder, every: Mapping[tuple[str, bool], Source]) -> dict[str, StageData]:
         made: dict[tuple[Any, ...], StageData | None] = {}
         data: dict[str, StageData] = {}
         for stage in self.recipe.stages:
-            if not all(name in sources for name in stage.data):
+            alone = stage.pictures_alone
+            if not all((name, alone) in every for name in stage.data):
                 continue  # the file that is not there is told already
-            key = (stage.max_length, *stage.data)
+            sources = {name: every[name, alone] for name in stage.data}
+            own = list(sources.values())
+            key = (stage.max_length, alone, *stage.data)
             if key not in made:  # stages that see the same rows share them, and their faults
                 made[key] = self._had(
                     "data.rows",
-                    lambda stage=stage: stage_data(
-                        self.recipe, stage, student.tokenizer, student.layout, [sources[name] for name in stage.data]
-                    ),
+                    lambda stage=stage, own=own: stage_data(self.recipe, stage, student.tokenizer, student.layout, own),
                     _where_to_look(stage.data, sources),
                 )
             if (rows := made[key]) is not None:

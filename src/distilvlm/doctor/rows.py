@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distilvlm.data import BadRow, DataReport, StageData
+from distilvlm.models.alone import Encoder
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
@@ -18,10 +19,12 @@ CUT = 0.01
 
 
 def check(
-    recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None, data: StageData, report: DataReport
+    recipe: Recipe, stage: StageSpec, student: VLM | Encoder, teacher: VLM | None, data: StageData, report: DataReport
 ) -> list[Finding]:
     """Counts of every source, and what is wrong with rows of `stage`."""
     found = [_counts(stage, data, report), *_bad(recipe, stage, report), *_cut(stage, report)]
+    if data.pictures_alone:
+        return found
     return [*found, *_context(stage, student, teacher if stage.loss.needs_teacher else None, report)]
 
 
@@ -33,7 +36,9 @@ def _counts(stage: StageSpec, data: StageData, report: DataReport) -> Finding:
     )
     looked_at = report.samples + len(report.bad)
     text = sources if looked_at >= len(data) else f"{sources}; {looked_at:,} of them looked at"
-    if report.samples:
+    if report.samples and data.pictures_alone:
+        text += "; different pictures, and nothing else, are looked at"
+    elif report.samples:
         text += (
             f"; {report.with_pictures / report.samples:.0%} with pictures, {report.mean:.0f} "
             f"positions on average, {report.longest:,} at most"
@@ -92,7 +97,7 @@ def _cut(stage: StageSpec, report: DataReport) -> list[Finding]:
     return [Finding("rows.cut", "warning", text, fix, stage.name)]
 
 
-def _context(stage: StageSpec, student: VLM, teacher: VLM | None, report: DataReport) -> list[Finding]:
+def _context(stage: StageSpec, student: VLM | Encoder, teacher: VLM | None, report: DataReport) -> list[Finding]:
     """Rows that are longer than what a language model was made for; max_length knows nothing of it."""
     found: list[Finding] = []
     for role, vlm in (("student", student), ("teacher", teacher)):

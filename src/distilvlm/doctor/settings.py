@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from distilvlm.data import Order, StageData
+from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import parameters_of, require_trainable, sizes, summary
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
@@ -26,7 +27,7 @@ SAMPLED = 200
 
 
 def check(
-    recipe: Recipe, shapes: Mapping[str, VLM], teacher: VLM | None, data: Mapping[str, StageData]
+    recipe: Recipe, shapes: Mapping[str, VLM | Encoder], teacher: VLM | None, data: Mapping[str, StageData]
 ) -> list[Finding]:
     """What can be seen in the recipe itself.
 
@@ -81,7 +82,7 @@ def _resets(recipe: Recipe) -> Iterator[Finding]:
         before |= set(stage.train)
 
 
-def _parts(stage: StageSpec, student: VLM | None) -> Iterator[Finding]:
+def _parts(stage: StageSpec, student: VLM | Encoder | None) -> Iterator[Finding]:
     """Names that the run would trip over when it gets to this stage."""
     for part, rate in stage.optim.rates.items():
         if part not in stage.train:
@@ -90,7 +91,7 @@ def _parts(stage: StageSpec, student: VLM | None) -> Iterator[Finding]:
             yield Finding("settings.rates", "error", text, fix, stage.name)
     if student is None:
         return
-    for part in [*stage.train, *stage.resets]:
+    for part in [*parts.known(student, stage.train), *stage.resets]:
         try:
             if part in stage.train:
                 require_trainable(student.model, part)
@@ -119,7 +120,7 @@ def _batch(recipe: Recipe, stage: StageSpec) -> Iterator[Finding]:
         yield Finding("settings.micro_batch", "warning", text, f"set machine.micro_batch={batch}", stage.name)
 
 
-def _departures(stage: StageSpec, student: VLM | None) -> Iterator[Finding]:
+def _departures(stage: StageSpec, student: VLM | Encoder | None) -> Iterator[Finding]:
     """Where the stage is as LLaVA-MoD's code on purpose."""
     if not stage.reference:
         return
@@ -182,7 +183,7 @@ def _questions(stage: StageSpec, data: StageData) -> Iterator[Finding]:
             yield Finding("settings.plain", "warning", text, f"set data.{name}.template: chat (or vicuna)", stage.name)
 
 
-def _sizes(recipe: Recipe, student: VLM, teacher: VLM) -> Iterator[Finding]:
+def _sizes(recipe: Recipe, student: VLM | Encoder, teacher: VLM) -> Iterator[Finding]:
     if not any(stage.loss.needs_teacher for stage in recipe.stages):
         return
     ours, theirs = (_language_size(vlm) for vlm in (student, teacher))
@@ -193,7 +194,7 @@ def _sizes(recipe: Recipe, student: VLM, teacher: VLM) -> Iterator[Finding]:
         )
 
 
-def _language_size(vlm: VLM) -> int:
+def _language_size(vlm: VLM | Encoder) -> int:
     """Parameters of the language model that serve a token, those of an active adaptor among them."""
     others = sum(row.parameters for row in summary(vlm.model) if parts.owner(row.name, ["vision", "projector"]))
     return sizes(vlm.model)[1] - others  # an adaptor's own projector is as large as the one that it stands in for

@@ -4,43 +4,78 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
 from distilvlm.data import StageData
 from distilvlm.losses.preference import PAIRED
 from distilvlm.models import routing
-from distilvlm.models.parts import named
+from distilvlm.models.alone import Encoder
+from distilvlm.models.parts import Parameters, named
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers.encoders import Look, Shape
 from distilvlm.train import objective_of
 
-from . import parts
+from . import encoders, parts
 from .finding import Finding
 from .trial import Distance, TermTrial, samples_of, try_terms
 
 ZERO = {4: 1e-4, 2: 2e-2}
 """Bytes of a weight -> what counts as nothing, in nats (relation: of a cosine): rounding of sums over a vocabulary."""
 
+FOR_ENCODERS = ("adapters", encoders.ROUTER)
+"""Parts that terms of language cannot reach, and are not meant to."""
+
 FLAT = 0.1
 """A preference loss with less of its slope than this share has next to nothing to say to the student."""
 
 
 def check(
-    recipe: Recipe, stage: StageSpec, student: VLM, teacher: LocalTeacher | None, data: StageData
+    recipe: Recipe,
+    stage: StageSpec,
+    student: VLM | Encoder,
+    teacher: LocalTeacher | None,
+    data: StageData,
+    shapes: Mapping[str, Shape],
+    look: Look | None,
 ) -> list[Finding]:
-    """Every enabled term of `stage` on a few samples. To be called within `trial.untouched`."""
+    """Every enabled term of `stage` on a few samples. To be called within `trial.untouched`. `shapes`, `look`: of the
+    encoders, as `encoders.try_terms` takes them."""
+    leaves = parts.trained(student, stage.train)
+    found: list[Finding] = []
+    reach: dict[str, dict[str, float]] = {}
+    if isinstance(student, VLM) and not stage.pictures_alone:
+        found += _of_language(recipe, stage, student, teacher, data, leaves, reach)
+    pictures = encoders.try_terms(recipe, stage, student, leaves, data, shapes, look)
+    found += encoders.findings(stage, pictures, student)
+    reach |= {name: dict(trial.gradients) for name, trial in pictures.items()}
+    if stage.loss.encoder and look is None:
+        return found  # what reaches which part cannot be told
+    return [*found, *_reach(stage, reach)]
+
+
+def _of_language(
+    recipe: Recipe,
+    stage: StageSpec,
+    student: VLM,
+    teacher: LocalTeacher | None,
+    data: StageData,
+    leaves: Mapping[str, Parameters],
+    reach: dict[str, dict[str, float]],
+) -> list[Finding]:
+    """The terms that need the language model; `reach` learns which parts each of them reaches."""
     samples = samples_of(data)
     if not samples:
         return []  # none can be loaded: the rows' own findings say why
-    leaves = parts.trained(student, stage.train)
     needed = teacher if stage.loss.needs_teacher else None
     first = recipe.stages[0].name == stage.name
-    trials = try_terms(student, needed, objective_of(stage), leaves, samples)
+    objective = replace(objective_of(stage), encoder=0.0, expert_balance=0.0)
+    trials = try_terms(student, needed, objective, leaves, samples)
     width = min(p.dtype.itemsize for members in leaves.values() for p in members.values())
     found: list[Finding] = []
-    reach: dict[str, dict[str, float]] = {}
     for name, trial in trials.items():
         problem = _problem(stage, name, trial, ZERO.get(width, 1e-4))
         if problem is None:
@@ -141,6 +176,8 @@ def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> It
     leaves = next(iter(gradients.values()))
     unmoved = [leaf for leaf in leaves if not any(norms[leaf] for norms in gradients.values())]
     for leaf in unmoved:
+        if leaf == encoders.ROUTER:  # is told with its mixture
+            continue
         part = parts.owner(leaf, stage.train)
         fix = f"take '{part}' out of stages.{stage.name}.train, or train it on rows that reach it"
         if leaf in ("projector", "vision"):
@@ -151,14 +188,18 @@ def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> It
     for name, norms in gradients.items():
         moved = {leaf: norm for leaf, norm in norms.items() if leaf not in unmoved}
         owners = {parts.owner(leaf, stage.train) for leaf in moved}
-        idle = [part for part, norm in _by_owner(stage, moved).items() if part in owners and not norm]
-        if name == "balance":  # it is of routers, and what lies above the last one can't feel it
-            if any(moved.values()) or "language.router" in leaves:
+        idle = [
+            part
+            for part, norm in _by_owner(stage, moved).items()
+            if part in owners and not norm and part not in FOR_ENCODERS
+        ]
+        if name in ("balance", "expert_balance"):  # it is of routers, and what lies above the last one can't feel it
+            if any(moved.values()) or "language.router" in leaves or name == "expert_balance":
                 continue
             text = "balance moves nothing that this stage trains: its routers are frozen, and so is all below them"
             fix = f"add 'language.router' to stages.{stage.name}.train, or set loss.balance to 0"
             yield Finding("terms.gradient", "warning", text, fix, stage.name)
-        elif idle:
+        elif idle and name != "encoder":  # which is of vision alone
             text = f"{name} gives {' and '.join(idle)} no gradient; only other terms move it"
             fix = f"leave it if that is meant, or set loss.{name} to 0"
             yield Finding("terms.gradient", "warning", text, fix, stage.name)

@@ -7,7 +7,7 @@ that training goes: `Task`, `Objective` and the fused head.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -147,7 +147,7 @@ class _Trial:
         batch = self.batch
         if batch.features is not None or batch.pictures is None:
             return batch.features
-        if any(leaf == "vision" for leaf in self.parts):
+        if any(leaf.partition(".")[0] == "vision" for leaf in self.parts):
             return None  # the task computes them, with a graph
         with torch.no_grad():
             return forward.vision_features(self.student.model, self.student.layout, batch.pictures)
@@ -207,19 +207,25 @@ class _Trial:
         given = Targets(targets.hidden[torch.searchsorted(self.rows, rows)], targets.head)
         task = Task(self.student, alone, given.head if alone.relation else None).eval()
         loss: Tensor = task(self._referred(targets), self.features, given, rows, self.samples)["loss"]
-        self._clear()
-        if loss.requires_grad:
-            loss.backward()
-        norms = {
-            leaf: float(torch.stack([_squares(parameter) for parameter in members.values()]).sum().sqrt())
-            for leaf, members in self.parts.items()
-        }
-        self._clear()
-        return norms
+        return norms(self.student.trees, self.parts, loss)
 
-    def _clear(self) -> None:
-        for tree in self.student.trees:
-            tree.zero_grad(set_to_none=True)
+
+def norms(trees: Iterable[nn.Module], parts: Mapping[str, Parameters], loss: Tensor) -> dict[str, float]:
+    """Norm of a loss's gradient in each leaf part; nothing is left with gradients."""
+    _clear(trees)
+    if loss.requires_grad:
+        loss.backward()
+    found = {
+        leaf: float(torch.stack([_squares(parameter) for parameter in members.values()]).sum().sqrt())
+        for leaf, members in parts.items()
+    }
+    _clear(trees)
+    return found
+
+
+def _clear(trees: Iterable[nn.Module]) -> None:
+    for tree in trees:
+        tree.zero_grad(set_to_none=True)
 
 
 def _squares(parameter: nn.Parameter) -> Tensor:

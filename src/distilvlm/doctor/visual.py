@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distilvlm.models.alone import Encoder
 from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.recipe import Recipe
 
@@ -9,7 +10,7 @@ from .finding import Finding
 from .vocabulary import teachers_terms
 
 
-def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
+def check(recipe: Recipe, student: VLM | Encoder, teacher: VLM | None) -> list[Finding]:
     """Size, tokens, layer and selection of both models."""
     found = [Finding("visual.tokens", "ok", f"student: {_described(student.layout)}")]
     if teacher is None:

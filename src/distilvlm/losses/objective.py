@@ -11,6 +11,9 @@ Two terms are of another kind. The balance of experts is per sample, too, over i
 A preference stage has pairs (or rated answers) for samples; its loss is a function of whole answers' log-probabilities
 (see preference.py), and `z0` of KTO is one number of the whole update.
 
+What vision encoders teach, and the balance of a vision tower's experts, are means over a sample's pictures
+(encoder.py); a sample without pictures adds 0. A stage of nothing else needs no language model: `of_pictures`.
+
 `reference` names where LLaVA-MoD's code is to be reproduced instead (recipe/schema.py, `Departure`).
 """
 
@@ -20,13 +23,14 @@ A preference stage has pairs (or rated answers) for samples; its loss is a funct
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from distilvlm.losses.answers import Answers, Preferences, Preferring
 from distilvlm.losses.balance import balance, balance_of_samples
+from distilvlm.losses.encoder import PRESETS, Comparing, Pictures, encoder_term, expert_balance
 from distilvlm.losses.linear import linear_distillation
 from distilvlm.losses.relation import accumulation, relation_distance, relation_matrix
 from distilvlm.losses.row_order import IGNORED
@@ -50,6 +54,8 @@ class Objective:
     visual: float = 0.0
     relation: float = 0.0
     balance: float = 0.0
+    encoder: float = 0.0
+    expert_balance: float = 0.0
     preference: float = 0.0
     temperature: float = 1.0
     divergence: str = "forward_kl"
@@ -59,19 +65,30 @@ class Objective:
     undesirable: float = 1.0
     label_smoothing: float = 0.0
     reference: frozenset[str] = frozenset()
+    comparing: Comparing = field(default_factory=lambda: PRESETS["paper"])
 
     @property
     def needs(self) -> frozenset[str]:
         """What must be given to a call beside 'student.hidden': 'teacher.hidden' where a term compares with a teacher,
-        'reference.logps' for preferences, 'router.probabilities' for the balance of experts."""
-        found = {"student.hidden"}
+        'reference.logps' for preferences, 'router.probabilities' for the balance of experts, 'vision.pairs' and
+        'vision.probabilities' for terms of pictures. A stage of pictures alone needs no 'student.hidden'."""
+        found = {"student.hidden"} if self.of_language else set[str]()
         if self.response or self.visual or self.relation:
             found.add("teacher.hidden")
         if self.preference:
             found.add("reference.logps")
         if self.balance:
             found.add("router.probabilities")
+        if self.encoder:
+            found.add("vision.pairs")
+        if self.expert_balance:
+            found.add("vision.probabilities")
         return frozenset(found)
+
+    @property
+    def of_language(self) -> bool:
+        """Whether a term needs the language model."""
+        return bool(self.text or self.response or self.visual or self.relation or self.preference or self.balance)
 
     @property
     def preferred(self) -> Preferring:
@@ -112,6 +129,7 @@ class Objective:
         router_probabilities: Sequence[Tensor] = (),
         attention_mask: Tensor | None = None,
         preferences: Preferences | None = None,
+        pictures: Pictures | None = None,
     ) -> Outcome:
         """The loss of one micro-batch.
 
@@ -123,6 +141,7 @@ class Objective:
             matrix is built along with the other terms, and the head receives the gradient if it trains.
         router_probabilities: of each sparse layer, [samples · length, experts]; attention_mask: [samples, length].
         preferences: for a preference stage, whose `samples_in_update` counts records.
+        pictures: for the encoder term and the balance of a tower's experts; None for a micro-batch without pictures.
 
         Raises `ValueError` when a term needs something that is not given.
         """
@@ -147,6 +166,9 @@ class Objective:
                 student_gram,
                 teacher_gram,
             )
+        if pictures is not None:
+            seen = self.of_pictures(pictures, sample_weights, samples_in_update)
+            outcome = Outcome(outcome.loss + seen.loss, {**outcome.terms, **seen.terms})
         if not self.balance:
             return outcome
         if attention_mask is None or not router_probabilities:
@@ -156,6 +178,33 @@ class Objective:
         value = self._balanced(router_probabilities, attention_mask, sample_weights) / samples_in_update
         weight = self.balance * (2 if self.text and "doubled_balance" in self.reference else 1)
         return Outcome(outcome.loss + weight * value, {**outcome.terms, "balance": value.detach()})
+
+    def of_pictures(self, pictures: Pictures, sample_weights: Tensor, samples_in_update: int) -> Outcome:
+        """The terms that need pictures and no language model.
+
+        Beside the term 'encoder' stand, for each teacher, 'encoder.NAME', its distance, and 'encoder_weight.NAME', what
+        it counted; both without the term's weight.
+
+        Raises `ValueError` when a term needs something that is not given.
+        """
+        shares = pictures.shares(sample_weights.float()) / samples_in_update  # [pictures]
+        loss, terms = shares.new_zeros(()), dict[str, Tensor]()
+        if self.encoder:
+            each, distances, weights = encoder_term(pictures.pairs, self.comparing)
+            value = (shares * each).sum()
+            loss, terms["encoder"] = loss + self.encoder * value, value.detach()
+            for pair, distance, weight in zip(pictures.pairs, distances.unbind(1), weights.unbind(1), strict=True):
+                terms[f"encoder.{pair.teacher}"] = (shares * distance.detach()).sum()
+                terms[f"encoder_weight.{pair.teacher}"] = (shares * weight.detach()).sum()
+        if self.expert_balance:
+            if not pictures.router_probabilities:
+                raise ValueError(
+                    "the balance of the tower's experts needs its routers' probabilities: only a tower with a mixture "
+                    "of several experts has them"
+                )
+            value = (shares * expert_balance(pictures.router_probabilities)).sum()
+            loss, terms["expert_balance"] = loss + self.expert_balance * value, value.detach()
+        return Outcome(loss, terms)
 
     def _balanced(self, probabilities: Sequence[Tensor], mask: Tensor, weights: Tensor) -> Tensor:
         """Σ of samples and layers."""

@@ -132,6 +132,22 @@ _FACTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     },
+    "facebook/sam-vit-large": {
+        "model_type": "sam",
+        "vision_config": {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "global_attn_indexes": [5, 11, 17, 23],
+        },
+    },
+}
+_FACTS["lmsys/vicuna-13b-v1.5"] = _FACTS["lmsys/vicuna-7b-v1.5"] | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
 }
 # The chat and instruct versions have the base model's architecture.
 _FACTS |= {f"{name}-Chat": facts for name, facts in _FACTS.items() if name.startswith("Qwen/Qwen1.5")}

@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 
 from distilvlm.recipe.schema import LanguageSpec, ModelSpec, VisionSpec
 
+from .alone import Alone, Encoder
 from .image_token import place_image_token
 from .language import cut, cut_config, head_of, kept_layers, require_plain_head
 from .save import load
@@ -83,6 +84,27 @@ def build(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, meta: 
         len(kept),
     )
     return VLM(model.eval(), tokenizer, layout, image_id, random)
+
+
+def build_student(spec: ModelSpec, seed: int, meta: bool = False) -> VLM | Encoder:
+    """The student that a recipe describes, also a vision encoder alone; as `build`."""
+    if not spec.encoder_alone:
+        return build(spec, seed, meta=meta)
+    assert spec.vision is not None
+    config, layout = _see(spec.vision, meta)
+    random = frozenset({"vision"} if spec.vision.source is None else ())
+    if meta:
+        with torch.device("meta"):
+            tower: PreTrainedModel = AutoModel.from_config(config)
+    else:
+        with drawn(seed, "vision"):
+            tower = _tower(spec.vision, config, torch.float32)
+    tower.requires_grad_(True)
+    log.info(
+        "an encoder alone: %s at %d px, hidden state %d, %d visual tokens per picture",
+        *(config.model_type, layout.size, layout.layer, sum(layout.visual)),
+    )
+    return Encoder(Alone(tower.eval(), layout.layer), layout, random)
 
 
 def _see(vision: VisionSpec, meta: bool) -> tuple[PretrainedConfig, VisionLayout]:

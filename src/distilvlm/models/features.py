@@ -1,49 +1,24 @@
-"""Vision features of a frozen tower, computed once per picture and kept on disk.
-
-    STORE/
-      store.json                 what the features were made with: tower, layout, geometry, dtype
-      index.json                 which picture (SHA-256 of its file) lies in which row of which shard
-      paths.json                 size, time and SHA-256 of every file seen, so that it isn't hashed at every reading
-      shards/00000.safetensors   features [n, placeholders, d_vision]
-
-Which pictures share a shard is decided, and written, before any is computed: a fill that is killed goes on at the
-first missing shard and ends with the same bits, and several processes can fill one store. Pictures that come later go
-into shards of their own.
-"""
+"""Vision features of a frozen tower, computed once per picture and kept on disk (kept.py says how)."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from .files import sha256, sweep, write_whole
+from .alone import Encoder
 from .forward import vision_features
+from .kept import FeatureError, PictureReader, PictureStore
 from .vlm import VLM, VisionLayout
 
-logger = logging.getLogger(__name__)
-
-Seen = dict[str, tuple[int, int, str]]
-"""Absolute path -> size in bytes, modification time in ns, SHA-256."""
+__all__ = ["FeatureError", "FeatureReader", "FeatureStore"]
 
 
-class FeatureError(RuntimeError):
-    """Kept features cannot be used as asked; the message says which, why and what to do."""
-
-
-class FeatureStore:
+class FeatureStore(PictureStore):
     """A directory of features made by one tower, at one size and geometry, and refused for any other.
 
     Args:
@@ -65,35 +40,15 @@ class FeatureStore:
         dtype: torch.dtype = torch.float32,
         shard: int = 256,
     ) -> None:
-        self.directory = Path(directory).absolute()
+        made_with: dict[str, Any] = {"version": 1, "tower": tower, "geometry": geometry, "dtype": str(dtype)}
+        super().__init__(directory, made_with | asdict(layout), shard)
         self._layout = layout
         self._dtype = dtype
-        self._shard = shard
-        made_with: dict[str, Any] = {"version": 1, "tower": tower, "geometry": geometry, "dtype": str(dtype)}
-        made_with |= asdict(layout)
-        made_with = json.loads(json.dumps(made_with))  # tuples become lists, as they come back from the file
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with _locked(self.directory / "lock"):
-            known = _read(self.directory / "store.json", None)
-            if known is None:
-                write_whole(self.directory / "store.json", json.dumps(made_with, indent=1).encode())
-                return
-        differing = [
-            f"{field}: {_short(known.get(field))} there, {_short(made_with.get(field))} now"
-            for field in sorted(known.keys() | made_with.keys())
-            if known.get(field) != made_with.get(field)
-        ]
-        if differing:
-            raise FeatureError(
-                f"{self.directory} keeps features that were made otherwise:\n  "
-                + "\n  ".join(differing)
-                + "\nGive another directory, or remove this one to have them made anew"
-            )
 
     def fill(
         self,
         paths: Iterable[str | Path],
-        vlm: VLM,
+        vlm: VLM | Encoder,
         canvas: Callable[[str], Tensor],
         batch: int = 16,
         rank: int = 0,
@@ -101,231 +56,25 @@ class FeatureStore:
         skip_unreadable: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> dict[str, str]:
-        """Compute what is missing, on the device where the tower is; call it again after a kill.
+        """Compute what is missing, on the device where the tower is; arguments, value and errors as `fill_with`."""
+        tower: nn.Module = vlm.model.model.vision_tower
+        device = next(tower.parameters()).device
 
-        Args:
-            paths: picture files, of any number and order, repeated or not.
-            canvas: picture file -> uint8 [3, size, size].
-            batch: pictures per forward.
-            rank, world: of `world` processes given the same paths, this one computes every `world`-th shard. Wait for
-                all of them before reading.
-            skip_unreadable: go on where a picture cannot be read or decoded.
-            progress: called with the pictures done, those of earlier fills included, and their total.
+        def compute(canvases: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                features = vision_features(vlm.model, vlm.layout, canvases.to(device))  # [P, placeholders, d_vision]
+            return {"features": features.to("cpu", self._dtype)}
 
-        Returns:
-            path, as given -> reason of pictures that could not be read; asking the reader for one raises FeatureError.
-
-        Raises:
-            FeatureError: names the picture that could not be read, unless `skip_unreadable`.
-        """
-        unreadable: dict[str, str] = {}
-        with _filling(self.directory):
-            wanted, known, shards = self._plan([str(path) for path in paths], skip_unreadable, unreadable)
-            mine = [(i, pictures) for i, pictures in enumerate(shards) if not wanted.keys().isdisjoint(pictures)]
-            total, done = sum(len(pictures) for _, pictures in mine), 0
-            for number, (i, pictures) in enumerate(mine):
-                place = _shard(self.directory, i)
-                if not place.exists():
-                    if number % world != rank:
-                        continue
-                    self._compute(place, pictures, known, vlm, canvas, batch, skip_unreadable)
-                for row, reason in _unreadable(place).items():
-                    unreadable |= dict.fromkeys(wanted.get(pictures[row], ()), reason)
-                done += len(pictures)
-                if progress:
-                    progress(done, total)
-        if unreadable:
-            logger.warning("%d pictures have no features, because they could not be read", len(unreadable))
-        return unreadable
+        return self.fill_with(paths, compute, canvas, self._layout.size, batch, rank, world, skip_unreadable, progress)
 
     def reader(self) -> FeatureReader:
         """What loader workers call: picture file -> features."""
         return FeatureReader(self.directory)
 
-    def _plan(
-        self, paths: list[str], skip: bool, unreadable: dict[str, str]
-    ) -> tuple[dict[str, list[str]], dict[str, str], list[list[str]]]:
-        """Hash the files that are new, and give the pictures that are new a place.
 
-        Returns SHA-256 -> paths of the wanted pictures, SHA-256 -> a path of all that are known, and all shards.
-        """
-        wanted: dict[str, list[str]] = {}
-        with _locked(self.directory / "lock"):
-            seen: Seen = _read(self.directory / "paths.json", {})
-            before = dict(seen)
-            for path in paths:
-                try:
-                    wanted.setdefault(_digest(path, seen), []).append(path)
-                except OSError as problem:
-                    if not skip:
-                        raise FeatureError(f"{path}: {problem}") from problem
-                    unreadable[path] = str(problem)
-            if seen != before:
-                write_whole(self.directory / "paths.json", json.dumps(seen).encode())
-            shards: list[list[str]] = _read(self.directory / "index.json", {"shards": []})["shards"]
-            new = sorted(wanted.keys() - {picture for pictures in shards for picture in pictures})
-            if new:
-                shards += [new[start : start + self._shard] for start in range(0, len(new), self._shard)]
-                write_whole(self.directory / "index.json", json.dumps({"version": 1, "shards": shards}).encode())
-        known = {digest: path for path, (_, _, digest) in seen.items()}
-        return wanted, known | {digest: paths[0] for digest, paths in wanted.items()}, shards
-
-    def _compute(
-        self,
-        place: Path,
-        pictures: list[str],
-        known: dict[str, str],
-        vlm: VLM,
-        canvas: Callable[[str], Tensor],
-        batch: int,
-        skip: bool,
-    ) -> None:
-        size = self._layout.size
-        device = next(vlm.model.model.vision_tower.parameters()).device
-        unreadable: dict[int, str] = {}
-        parts: list[Tensor] = []
-        for start in range(0, len(pictures), batch):
-            canvases = torch.zeros(len(pictures[start : start + batch]), 3, size, size, dtype=torch.uint8)
-            for i, digest in enumerate(pictures[start : start + batch]):
-                path = known[digest]
-                try:
-                    canvases[i] = canvas(path)
-                except Exception as problem:  # what a picture library raises on a broken file is anything
-                    if not skip:
-                        raise FeatureError(f"{path}: cannot be read as a picture: {problem}") from problem
-                    unreadable[start + i] = f"cannot be read as a picture: {problem}"
-            with torch.no_grad():
-                features = vision_features(vlm.model, vlm.layout, canvases.to(device))  # [P, placeholders, d_vision]
-            parts.append(features.to("cpu", self._dtype))
-        # One entry, because safetensors writes several in an order that changes from process to process.
-        metadata = {"about": json.dumps({"pictures": _together(pictures), "unreadable": unreadable})}
-        tensors = {"features": torch.cat(parts)}
-        write_whole(place, lambda partial: save_file(tensors, partial, metadata))
-
-
-class FeatureReader:
-    """Picture file -> features [placeholders, d_vision] on the CPU, in the dtype they are kept in.
-
-    Can be pickled and forked: every process reads the index and opens the shards it needs when it first needs them.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self._forget()
+class FeatureReader(PictureReader):
+    """Picture file -> features [placeholders, d_vision] on the CPU, in the dtype they are kept in."""
 
     def __call__(self, path: str | Path) -> Tensor:
-        """Raises FeatureError for a picture that has no features here; says what to do."""
-        i, row = self._row(str(path))
-        if self._process != os.getpid():
-            self._open, self._process = {}, os.getpid()  # open files are not shared with the process forked from
-        if i not in self._open:
-            place = _shard(self.directory, i)
-            if not place.exists():
-                raise FeatureError(f"{path}: its features are not computed yet: fill {self.directory} to the end")
-            if _about(place)["pictures"] != _together(self._shards[i]):
-                raise FeatureError(f"{place} does not belong to this store's index: remove the file and fill again")
-            self._open[i] = safe_open(place, "pt"), _unreadable(place)
-        shard, unreadable = self._open[i]
-        if row in unreadable:
-            raise FeatureError(f"{path}: {unreadable[row]}")
-        return shard.get_slice("features")[row]
-
-    def __contains__(self, path: str | Path) -> bool:
-        """True if the picture has a place in the store; cheap, opens no shard."""
-        try:
-            self._row(str(path))
-        except FeatureError:
-            return False
-        return True
-
-    def __getstate__(self) -> Path:
-        return self.directory
-
-    def __setstate__(self, directory: Path) -> None:
-        self.directory = Path(directory)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._places: dict[str, tuple[int, int]] | None = None
-        self._seen: Seen = {}
-        self._shards: list[list[str]] = []
-        self._open: dict[int, tuple[Any, dict[int, str]]] = {}
-        self._process = os.getpid()
-
-    def _row(self, path: str) -> tuple[int, int]:
-        if self._places is None:
-            self._seen = _read(self.directory / "paths.json", {})
-            self._shards = _read(self.directory / "index.json", {"shards": []})["shards"]
-            self._places = {
-                picture: (i, row) for i, pictures in enumerate(self._shards) for row, picture in enumerate(pictures)
-            }
-        try:
-            digest = _digest(path, self._seen)
-        except OSError as problem:
-            raise FeatureError(f"{path}: {problem}") from problem
-        if digest not in self._places:
-            raise FeatureError(
-                f"{path}: no features of this picture in {self.directory}; it was added or changed after the store was "
-                "filled: fill it again"
-            )
-        return self._places[digest]
-
-
-def _digest(path: str, seen: Seen) -> str:
-    """SHA-256 of a file, out of `seen` while its size and time are what they were; `seen` is brought up to date."""
-    key = os.path.abspath(path)  # noqa: PTH100 - a link keeps its own name, which Path.resolve would not
-    found = os.stat(key)  # noqa: PTH116 - twice as fast as Path's, and called for every sample
-    entry = seen.get(key)
-    if entry is None or tuple(entry[:2]) != (found.st_size, found.st_mtime_ns):
-        entry = seen[key] = (found.st_size, found.st_mtime_ns, sha256(key))
-    return entry[2]
-
-
-def _shard(directory: Path, i: int) -> Path:
-    return directory / "shards" / f"{i:05d}.safetensors"
-
-
-def _unreadable(shard: Path) -> dict[int, str]:
-    """Row -> reason of the pictures of a shard that could not be read when it was made."""
-    return {int(row): reason for row, reason in _about(shard)["unreadable"].items()}
-
-
-def _about(shard: Path) -> dict[str, Any]:
-    with safe_open(shard, "pt") as opened:
-        return json.loads(opened.metadata()["about"])
-
-
-def _together(pictures: list[str]) -> str:
-    return hashlib.sha256("".join(pictures).encode()).hexdigest()
-
-
-def _read(file: Path, default: Any) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return default
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("wb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _filling(directory: Path) -> Iterator[None]:
-    """Clear what killed fills left, unless another one runs now, and keep others from doing so meanwhile."""
-    with (directory / "filling").open("wb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sweep(directory / "shards")
-        except BlockingIOError:
-            pass
-        fcntl.flock(stream, fcntl.LOCK_SH)
-        yield
+        """Errors as `read`."""
+        return self.read(path)["features"]

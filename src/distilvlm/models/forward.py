@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration
 
 from . import routing
 from .adaptors import Host
+from .alone import Alone
 from .vlm import VisionLayout
 
 
@@ -38,19 +39,24 @@ def pixel_values(layout: VisionLayout, pictures: Tensor) -> Tensor:
             f"pictures are {list(pictures.shape)} {pictures.dtype}, the tower takes [pictures, 3, {layout.size}, "
             f"{layout.size}] torch.uint8"
         )
+    return normalised(pictures.to(torch.float32), layout.mean, layout.std)
+
+
+def normalised(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Values of 0 to 255, [pictures, 3, size, size] float32, with the mean and deviation of RGB in [0, 1] taken out."""
     # Mean and deviation are scaled up instead of the pixels down: the order of the stock image processors, so the same
     # bits as a finished model sees when it is used without us.
-    mean = torch.tensor(layout.mean, device=pictures.device).mul(255).view(3, 1, 1)
-    std = torch.tensor(layout.std, device=pictures.device).mul(255).view(3, 1, 1)
-    return (pictures.to(torch.float32) - mean) / std
+    shift = torch.tensor(mean, device=pictures.device).mul(255).view(3, 1, 1)
+    scale = torch.tensor(std, device=pictures.device).mul(255).view(3, 1, 1)
+    return (pictures - shift) / scale
 
 
-def vision_features(model: LlavaForConditionalGeneration, layout: VisionLayout, pictures: Tensor) -> Tensor:
+def vision_features(model: LlavaForConditionalGeneration | Alone, layout: VisionLayout, pictures: Tensor) -> Tensor:
     """What the tower hands to the projector: uint8 [pictures, 3, size, size] → [pictures, placeholders, d_vision].
 
     In the tower's dtype (or autocast's). A tower of which nothing trains runs without a graph and in evaluation mode.
     """
-    tower = model.model.vision_tower
+    tower: Any = model.model.vision_tower
     trains = any(parameter.requires_grad for parameter in tower.parameters())
     if not trains and tower.training:
         tower.eval()  # its features may be kept on disk, so they must not depend on dropout
@@ -156,14 +162,15 @@ def idle_projector(model: LlavaForConditionalGeneration) -> Tensor:
     return zero
 
 
-def enable_gradient_checkpointing(model: LlavaForConditionalGeneration) -> None:
+def enable_gradient_checkpointing(model: LlavaForConditionalGeneration | Alone) -> None:
     """Keep only the blocks' inputs in training mode and compute the rest again when going backward.
 
     Non-reentrant, because the frozen embeddings of a projector-only stage have no gradient to pass on. Routers choose
     the second time as they did the first.
     """
     name = "activation_checkpointing_enable"  # transformers ≥ 5.23; before that it was called gradient_…
-    enable: Callable[..., Any] = getattr(model, name, None) or model.gradient_checkpointing_enable
+    owner: Any = model
+    enable: Callable[..., Any] = getattr(owner, name, None) or owner.gradient_checkpointing_enable
     # Towers are shared: what they hold of one model must not keep it when another takes its place.
     held = weakref.ref(model)
     enable({"use_reentrant": False, "context_fn": lambda: routing.checkpointed(held())})

@@ -10,8 +10,8 @@ Their directories hold a configuration of a custom class and its weights, where 
 Which layers are sparse is told by these names alone: their loader goes by the directory's name, and builds a dense
 model with random feed-forwards where that lacks "moe" (specification §4.2). What a stock model cannot hold is refused.
 
-This is the one place that reads pickled weights (`pytorch_model*.bin`, the only kind that their code writes), with
-`weights_only=True`: torch then builds tensors and runs nothing else that the file says.
+This is the one place that reads pickled weights (`pytorch_model*.bin`, the only kind that their code writes; also for
+MoVE-KD's, move_kd.py), with `weights_only=True`: torch then builds tensors and runs nothing else that the file says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ _EXPERT = re.compile(
 _ROUTER = re.compile(r"layers\.(\d+)\.mlp\.deepspeed_moe\.gate\.wg\.weight")
 _TOWER = re.compile(r"model\.(?:image|vision)_tower\.(?:image|vision)_tower\.(?:vision_model\.)?(.+)")
 _PROJECTOR = re.compile(r"model\.mm_projector\.(?:image_spatial_proj\.)?([02])\.(weight|bias)")
+SELECT = {"patch": "default", "cls_patch": "full"}
+"""What LLaVA calls what a stock one calls its strategy of selecting features."""
+
 _COMPUTED = (".rotary_emb.inv_freq", ".embeddings.position_ids")
 """Ends of names of what a model computes for itself, which older checkpoints hold."""
 
@@ -79,7 +82,7 @@ def load(checkpoint: str | Path, vision: str | None = None) -> tuple[VLM, Geomet
     if not (place / "config.json").is_file():
         raise NotHere(place / "config.json")
     facts: dict[str, Any] = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    tensors = _tensors(place)
+    tensors = tensors_in(place)
     body, tower, projector, head = parted(tensors, place)
     text = dense_config(facts, body, place)
     sparse = _sparse_layers(body)
@@ -136,7 +139,7 @@ def composed(
         raise ValueError(f"{place}/config.json names no vision encoder (mm_image_tower): give one")
     seen = vision_half(config_of(named, offline_first=True))
     statistics = checkpoint_statistics(named) or family_statistics(seen.model_type)
-    select = {"patch": "default", "cls_patch": "full"}[facts.get("mm_vision_select_feature", "patch")]
+    select = SELECT[facts.get("mm_vision_select_feature", "patch")]
     layout = layout_of(seen, facts.get("mm_vision_select_layer", -2), select, statistics)  # pyright: ignore
 
     tokenizer = tokenizer_of(str(place), plan=False)
@@ -163,25 +166,32 @@ def composed(
     _fill(model, state, place)
     if (place / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(place)
-    geometry: Geometry = "pad" if facts.get("image_aspect_ratio") == "pad" else "crop"
-    return VLM(model.eval(), tokenizer, layout, image_id), geometry
+    return VLM(model.eval(), tokenizer, layout, image_id), geometry_in(facts)
 
 
-def _tensors(place: Path) -> dict[str, Tensor]:
-    """Every tensor of a directory: safetensors if there are some."""
+def geometry_in(facts: Mapping[str, Any]) -> Geometry:
+    """How the pictures of a LLaVA became canvases, by its configuration."""
+    return "pad" if facts.get("image_aspect_ratio") == "pad" else "crop"
+
+
+def tensors_in(place: Path, pickled: Sequence[str] = ("pytorch_model*.bin",)) -> dict[str, Tensor]:
+    """Every tensor of a directory: safetensors if there are some, else pickled files of these names.
+
+    Raises ValueError where there are neither, or a pickled file holds more than tensors.
+    """
     found: dict[str, Tensor] = {}
     if files := sorted(place.glob("*.safetensors")):
         for file in files:
             found |= load_file(file)
         return found
-    for file in sorted(place.glob("pytorch_model*.bin")):
+    for file in sorted(file for name in pickled for file in place.glob(name)):
         log.info("reading %s, a pickled file, as tensors only", file)
         try:
             found |= torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise ValueError(f"{file} holds more than tensors (or something else), so it is not read") from error
     if not found:
-        raise ValueError(f"{place} holds neither *.safetensors nor pytorch_model*.bin")
+        raise ValueError(f"{place} holds neither *.safetensors nor {' or '.join(pickled)}")
     return found
 
 

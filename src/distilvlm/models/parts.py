@@ -1,9 +1,11 @@
-"""The names of a VLM's parts, and choosing which of them train.
+"""The names of a student's parts, and choosing which of them train.
 
-`vision`, `projector`, `language`; below language: `.embedding` (with a tied head), `.head` (an untied one),
-`.attention`, `.feed_forward` (experts, too), `.router`, `.norm`, and `.other` where a model has more. Two parts never
-train: `vision.unread` are the blocks and heads behind the layer that is read, which never receive a gradient;
-`language.unused` is the shared expert of zeros that an upcycled model has because its class wants one.
+`vision`, `projector`, `language`; below vision: `.experts` and `.router` of a tower with a mixture; below language:
+`.embedding` (with a tied head), `.head` (an untied one), `.attention`, `.feed_forward` (experts, too), `.router`,
+`.norm`, and `.other` where a model has more; `adapters` stand between the student and encoders that teach it, while it
+trains. Two parts never train: `vision.unread` are the blocks and heads behind the layer that is read, which never
+receive a gradient; `language.unused` is the shared expert of zeros that an upcycled model has because its class wants
+one.
 
 A model with adaptors has `adaptor`, the active one: `.projector`, `.embedding`, `.layers`, `.gates`, `.norm`, `.head`.
 The others are `adaptor.idle`. Beside adaptors nothing trains.
@@ -22,15 +24,21 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from .adaptors import TEXT, Host
+from .alone import Alone
+from .towers import blocks_of
 from .upcycling import active_parameters, upcycled_layers
 
 log = logging.getLogger(__name__)
+
+Model = LlavaForConditionalGeneration | Alone
 
 Parameters = dict[str, nn.Parameter]
 """Name in the whole model → parameter, in the model's order."""
 
 LEAVES = (
     "vision",
+    "vision.experts",
+    "vision.router",
     "vision.unread",
     "projector",
     "language.embedding",
@@ -48,8 +56,9 @@ LEAVES = (
     "adaptor.norm",
     "adaptor.head",
     "adaptor.idle",
+    "adapters",
 )
-"""Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower."""
+"""Every parameter belongs to exactly one of these. 'vision' stands here for what is read of the tower, less experts."""
 
 NEVER = {
     "vision.unread": "lies behind the layer that is read (vision.layer)",
@@ -69,6 +78,17 @@ _OF_AN_ADAPTOR = {
     "norm": "norm",
     "lm_head": "head",
 }
+
+_MADE_BY = {
+    "language.router": ": only a sparse model has routers (transform: [{do: upcycle}])",
+    "adaptor.gates": ": only structures a and b have gates",
+    "vision.experts": ": only a tower with a mixture has experts (transform: [{do: mix}])",
+    "vision.router": ": only a tower with a mixture of several experts has routers (transform: [{do: mix}])",
+    "adapters": ": a stage with loss.encoder has them, for teachers other than the anchor",
+    "projector": ": the student is a vision encoder alone",
+    "language": ": the student is a vision encoder alone",
+}
+"""Why a part may be empty."""
 
 _LANGUAGE_KINDS = (
     ("attention", re.compile(r"attn|attention|mixer")),
@@ -95,7 +115,7 @@ class Trainable:
     table: list[PartRow]
 
 
-def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Trainable:
+def choose(model: Model, names: Sequence[str]) -> Trainable:
     """Freeze everything, then let the named parts train, held in float32; what is frozen keeps its dtype.
 
     A parameter that two names cover (`language`, `language.head`) belongs to the closer one.
@@ -132,26 +152,26 @@ def choose(model: LlavaForConditionalGeneration, names: Sequence[str]) -> Traina
     return Trainable(parameters=parameters, table=table)
 
 
-def named(model: LlavaForConditionalGeneration) -> Parameters:
+def named(model: Model) -> Parameters:
     """All parameters by name, those of adaptors behind the stock model's own. Shared ones stand there once."""
     host = Host.of(model)
     own = dict(model.named_parameters())
     return own if host is None else own | {ADAPTORS + name: p for name, p in host.adaptors.named_parameters()}
 
 
-def beside(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
+def beside(model: Model) -> dict[str, torch.Tensor]:
     """The weights of adaptors, by the names that `named` gives their parameters; of a stock model, none."""
     host = Host.of(model)
     return {} if host is None else {ADAPTORS + name: value for name, value in host.adaptors.state_dict().items()}
 
 
-def freeze(model: LlavaForConditionalGeneration) -> None:
+def freeze(model: Model) -> None:
     """Nothing trains, of adaptors neither."""
     for parameter in named(model).values():
         parameter.requires_grad_(False)
 
 
-def sizes(model: LlavaForConditionalGeneration) -> tuple[int, int]:
+def sizes(model: Model) -> tuple[int, int]:
     """Parameters: (all, those that serve one token in the active workflow)."""
     total, active = active_parameters(model)
     parts, host = by_leaf(model), Host.of(model)
@@ -168,7 +188,7 @@ def sizes(model: LlavaForConditionalGeneration) -> tuple[int, int]:
     return total + sum(own.values()), active + serving - unused
 
 
-def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters:
+def parameters_of(model: Model, part: str) -> Parameters:
     """All parameters of a part, trainable or not; 'vision' is the whole tower here.
 
     Raises ValueError for an unknown or empty part.
@@ -178,12 +198,12 @@ def parameters_of(model: LlavaForConditionalGeneration, part: str) -> Parameters
     return {name: p for leaf, members in parts.items() if _covers(part, leaf) for name, p in members.items()}
 
 
-def by_leaf(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
+def by_leaf(model: Model) -> dict[str, Parameters]:
     """The leaves that are there, in order, each with its parameters; together they are the model."""
     return {leaf: members for leaf, members in _leaves(model).items() if members}
 
 
-def summary(model: LlavaForConditionalGeneration) -> list[PartRow]:
+def summary(model: Model) -> list[PartRow]:
     """The table of parts that are there, with what trains now; works on the meta device too."""
     rows: list[PartRow] = []
     for leaf, members in _leaves(model).items():
@@ -201,8 +221,10 @@ def summary(model: LlavaForConditionalGeneration) -> list[PartRow]:
     return rows
 
 
-def head_is_tied(model: LlavaForConditionalGeneration) -> bool:
+def head_is_tied(model: Model) -> bool:
     """True where the output head is the input embedding."""
+    if isinstance(model, Alone):
+        return False
     return model.lm_head.weight is getattr(model.get_input_embeddings(), "weight", None)
 
 
@@ -210,7 +232,7 @@ def _covers(name: str, leaf: str) -> bool:
     return leaf == name or leaf.startswith(name + ".")
 
 
-def _leaves(model: LlavaForConditionalGeneration) -> dict[str, Parameters]:
+def _leaves(model: Model) -> dict[str, Parameters]:
     unread, upcycled = _unread(model), bool(upcycled_layers(model.config))
     parts: dict[str, Parameters] = {leaf: {} for leaf in LEAVES}
     active = active_adaptor(model)
@@ -232,7 +254,9 @@ def active_adaptor(model: LlavaForConditionalGeneration) -> str | None:
 
 def _leaf(name: str, unread: set[str]) -> str:
     if name.startswith("model.vision_tower."):
-        return "vision.unread" if name in unread else "vision"
+        return "vision.unread" if name in unread else f"vision{_of_mixture(name)}"
+    if name.startswith("adapters."):
+        return "adapters"
     if name.startswith("model.multi_modal_projector."):
         return "projector"
     if name.startswith("lm_head."):
@@ -251,7 +275,13 @@ def _leaf(name: str, unread: set[str]) -> str:
     return f"language.{kind}"
 
 
-def _unread(model: LlavaForConditionalGeneration) -> set[str]:
+def _of_mixture(name: str) -> str:
+    """'.experts' or '.router' of a parameter of a tower's mixture (mixture.py), else nothing."""
+    found = re.search(r"\.mixture(\.experts|\.router)\.", name)
+    return "" if found is None else found[1]
+
+
+def _unread(model: Model) -> set[str]:
     """Names of the tower's parameters that the features do not depend on.
 
     A tower defines its modules in the order of their use, so all that stands behind the last block that is read is
@@ -263,12 +293,7 @@ def _unread(model: LlavaForConditionalGeneration) -> set[str]:
     if not isinstance(layer, int):
         layer = max(index % (depth + 1) for index in layer)
     blocks_read = layer % (depth + 1)  # hidden state 0 is the first block's input
-    blocks = next(
-        (name for name, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth),
-        None,
-    )
-    if blocks is None:
-        raise ValueError(f"{type(tower).__name__} has no list of {depth} blocks: its parts cannot be told apart")
+    blocks, _ = blocks_of(tower)
     unread: set[str] = set()
     started = False
     for name, _ in tower.named_parameters():
@@ -281,9 +306,7 @@ def _unread(model: LlavaForConditionalGeneration) -> set[str]:
     return unread
 
 
-def require_trainable(
-    model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters] | None = None
-) -> None:
+def require_trainable(model: Model, name: str, parts: dict[str, Parameters] | None = None) -> None:
     """Raises ValueError for an unknown name (with the nearest known one), a part that is empty, or one that cannot
     train in this model."""
     _require_known(model, name, _leaves(model) if parts is None else parts)
@@ -297,8 +320,8 @@ def require_trainable(
         )
 
 
-def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[str, Parameters]) -> None:
-    known = ["vision", "projector", "language", "adaptor"]
+def _require_known(model: Model, name: str, parts: dict[str, Parameters]) -> None:
+    known = ["vision", "projector", "language", "adapters", "adaptor"]
     known += [leaf for leaf in LEAVES if "." in leaf and leaf not in NEVER]
     if name not in (*known, *NEVER):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -315,10 +338,7 @@ def _require_known(model: LlavaForConditionalGeneration, name: str, parts: dict[
             "'adaptor.embedding' to train it, or insert the adaptor with {tied: false}"
         )
     if not any(members for leaf, members in parts.items() if _covers(name, leaf)):
-        hint = {
-            "language.router": ": only a sparse model has routers (transform: {do: upcycle})",
-            "adaptor.gates": ": only structures a and b have gates",
-        }.get(name, "")
+        hint = _MADE_BY.get(name, "")
         if _covers("adaptor", name) and active_adaptor(model) is None:
-            hint = ": no adaptor is active in it (transform: {do: insert})"
+            hint = ": no adaptor is active in it (transform: [{do: insert}])"
         raise ValueError(f"part '{name}' has no parameters in this model{hint}")

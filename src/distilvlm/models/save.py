@@ -23,6 +23,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaImageProcessorPil,
     LlavaProcessor,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
@@ -30,6 +31,8 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 
 from .files import MANIFEST, directory_whole, verify
 from .image_token import place_image_token
+from .merging import mergeable, merged_state
+from .mixed_classes import stock_config
 from .sources import config_of, host_facts, is_local, pretrained, tokenizer_of
 from .towers import checkpoint_statistics, family_statistics, layout_of, vision_half
 from .vlm import IMAGE_TOKEN, VLM, VisionLayout
@@ -69,14 +72,8 @@ def save(
         tokenizer.chat_template = chat_template
     exported = _exported(vlm)
     exported.generation_config = _generation(vlm, tokenizer)
-    ours = {
-        "format": FORMAT,
-        "embedding_rows": vlm.embedding_rows,
-        "geometry": geometry,
-        "layout": asdict(vlm.layout),
-        "versions": {name: importlib.metadata.version(name) for name in ("distilvlm", "torch", "transformers")},
-    }
-    images = _image_processor(vlm.layout, geometry)
+    ours = {**facts_of(vlm.layout, geometry), "embedding_rows": vlm.embedding_rows}
+    images = image_processor(vlm.layout, geometry)
     with directory_whole(directory, replace=replace) as partial:
         exported.save_pretrained(partial)
         exported.config.dtype = _widest(exported)  # save_pretrained took the dtype of the first weight
@@ -116,7 +113,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = Fals
         model = pretrained(_from_pretrained, source, dtype)
     ours = _ours(source) if local else None
     if ours is not None:
-        layout = _layout(ours["layout"])
+        layout = _layout(ours)
         _cut_rows(model, ours["embedding_rows"])
     else:
         layout = _foreign_layout(source, config)
@@ -133,6 +130,22 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = Fals
         generation.suppress_tokens = [i for i in generation.suppress_tokens or [] if i != image_id] or None
     model.eval()
     return vlm
+
+
+def facts_of(layout: VisionLayout, geometry: Geometry) -> dict[str, Any]:
+    """What we write beside the stock files."""
+    return {
+        "format": FORMAT,
+        "geometry": geometry,
+        "layout": asdict(layout),
+        "versions": {name: importlib.metadata.version(name) for name in ("distilvlm", "torch", "transformers")},
+    }
+
+
+def layout_in(directory: str | Path) -> VisionLayout | None:
+    """How the tower of a directory sees, if this package wrote it."""
+    ours = _ours(str(directory))
+    return None if ours is None else _layout(ours)
 
 
 def geometry_of(path: str | Path) -> Geometry:
@@ -156,11 +169,14 @@ def _exported(vlm: VLM) -> LlavaForConditionalGeneration:
     config.image_seq_length = vlm.layout.placeholders
     config.vision_feature_select_strategy = vlm.layout.select
     config.vision_feature_layer = vlm.layout.layer
+    merges = mergeable(vlm.model)
+    if merges:
+        config.vision_config = stock_config(cast(PretrainedConfig, config.vision_config))
     with torch.device("meta"), no_init_weights():
         model = LlavaForConditionalGeneration(config)
     vocabulary = {id(vlm.model.get_input_embeddings().weight), id(vlm.model.get_output_embeddings().weight)}
     names = {name for name, value in vlm.model.named_parameters(remove_duplicate=False) if id(value) in vocabulary}
-    state: dict[str, Tensor] = vlm.model.state_dict()
+    state: dict[str, Tensor] = merged_state(vlm.model) if merges else vlm.model.state_dict()
     for name in names:
         state[name] = _grown(state[name], rows)
     model.load_state_dict(state, strict=True, assign=True)
@@ -230,7 +246,8 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return ends[0] if ends else None
 
 
-def _image_processor(layout: VisionLayout, geometry: Geometry) -> Any:
+def image_processor(layout: VisionLayout, geometry: Geometry) -> Any:
+    """A stock image processor that makes of a picture what the tower was trained on."""
     square = {"height": layout.size, "width": layout.size}
     settings: dict[str, Any] = {
         "image_mean": list(layout.mean),
@@ -285,8 +302,8 @@ def _ours(source: str) -> dict[str, Any] | None:
     return ours
 
 
-def _layout(described: dict[str, Any]) -> VisionLayout:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+def _layout(ours: dict[str, Any]) -> VisionLayout:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in ours["layout"].items()}
     return VisionLayout(**fields)
 
 

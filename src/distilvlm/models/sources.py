@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from .architectures import published
+from .mixed_classes import make_known
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ def host_facts(source: str | Path) -> dict[str, Any] | None:
 def _require_stock(source: str) -> None:
     if host_facts(source) is not None:
         raise ValueError(
-            f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. Its base is named "
-            "in its host.json; with it, it can be a student's or teacher's 'from', or be asked (distilvlm evaluate)"
+            f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. Its base is named in "
+            "its host.json; with it, it can be a student's or teacher's 'from', or be asked (distilvlm evaluate)"
         )
 
 
@@ -88,14 +89,14 @@ def config_of(source: str, offline_first: bool) -> PretrainedConfig:
     """
     if is_local(source):
         _require_stock(source)
-        return _had(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source)
+        return _had(lambda: _config(source), source)
     if offline_first:
         try:
-            return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+            return _config(source, local_files_only=True)
         except OSError:
             if (known := published(source)) is not None:
                 return known
-    return _had(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), source)
+    return _had(lambda: _config(source), source)
 
 
 def tokenizer_of(source: str, plan: bool) -> PreTrainedTokenizerBase | None:
@@ -178,6 +179,12 @@ def drawn(seed: int, part: str) -> Iterator[None]:
         # Not torch.manual_seed, which would also seed every accelerator.
         torch.default_generator.manual_seed(int.from_bytes(key[:7], "big"))
         yield
+
+
+def _config(source: str, **options: Any) -> PretrainedConfig:
+    facts, _ = PretrainedConfig.get_config_dict(source, **options)
+    make_known(facts)  # a tower with experts, or a Llava with one
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def _had(load: Callable[[], Loaded], source: str) -> Loaded:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -29,7 +29,7 @@ CLIP: Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-_OTHER_TOWER = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
+OTHER_TOWER = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
 """What a two-tower checkpoint (CLIP, SigLIP) holds beside its vision half."""
 
 _REFUSED = {
@@ -73,11 +73,11 @@ def layout_of(
     Needs no weights: CLS and registers are told from patches with a random tower of one block, the tokens at `layer`
     are counted on the meta device. Raises ValueError where Llava cannot read such a tower, or the size does not fit.
     """
-    own_size = _side(config, "image_size")
+    own_size = side_of(config, "image_size")
     size = size or own_size
     if size is None:
         raise ValueError(f"'{config.model_type}' states no picture size: give vision.size")
-    patch = _side(config, "patch_size")
+    patch = side_of(config, "patch_size")
     assert patch is not None
     grid = size // patch
     depth = config.num_hidden_layers
@@ -86,8 +86,8 @@ def layout_of(
             f"vision.layer is {layer}, but the tower has hidden states 0 to {depth} (or -{depth + 1} to -1)"
         )
     try:
-        changes = _tokens_that_change(config, size)
-        read = _hidden_state_on_meta(config, size, layer)
+        changes = tokens_that_change(config, size)
+        read = hidden_state_on_meta(config, size, layer)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         if size != own_size:
             raise ValueError(
@@ -132,7 +132,7 @@ def pretrained_tower(source: str, config: PretrainedConfig, dtype: torch.dtype) 
     def load(source: str, **options: Any) -> Any:
         return kind.from_pretrained(source, config=config, **options)
 
-    return pretrained(load, source, dtype, ignored=_OTHER_TOWER)
+    return pretrained(load, source, dtype, ignored=OTHER_TOWER)
 
 
 def family_statistics(model_type: str) -> Statistics:
@@ -169,7 +169,8 @@ def checkpoint_statistics(source: str, local_only: bool = False) -> Statistics |
     return None
 
 
-def _side(config: PretrainedConfig, field: str) -> int | None:
+def side_of(config: PretrainedConfig, field: str) -> int | None:
+    """The side of a square that a configuration states as a number or a pair, e.g. its `image_size`; None without."""
     value = getattr(config, field, None)
     if isinstance(value, (list, tuple)):
         if len(set(value)) != 1:
@@ -178,8 +179,26 @@ def _side(config: PretrainedConfig, field: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _tokens_that_change(config: PretrainedConfig, size: int) -> list[bool]:
-    """For every token that enters the first block: does it depend on the pixels?"""
+def blocks_of(tower: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The tower's blocks, and their name in it.
+
+    Raises ValueError where there is no list of as many modules as the configuration has layers.
+    """
+    config: Any = tower.config
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return name, module
+    raise ValueError(
+        f"{type(tower).__name__} has no list of {config.num_hidden_layers} blocks: its parts cannot be told apart"
+    )
+
+
+def tokens_that_change(config: PretrainedConfig, size: int, **options: Any) -> list[bool]:
+    """For every token that enters the first block: does it depend on the pixels?
+
+    Args:
+        options: for the tower's forward, e.g. `interpolate_pos_encoding`.
+    """
     probe = copy.deepcopy(config)
     probe.num_hidden_layers = 1
     if getattr(probe, "layer_types", None):
@@ -188,12 +207,13 @@ def _tokens_that_change(config: PretrainedConfig, size: int) -> list[bool]:
         torch.default_generator.manual_seed(0)
         tower = AutoModel.from_config(probe, dtype=torch.float32).eval()
         pictures = torch.stack([torch.zeros(3, size, size), torch.randn(3, size, size)])
-        states: Tensor = tower(pictures, output_hidden_states=True, return_dict=True).hidden_states[0]
+        states: Tensor = tower(pictures, output_hidden_states=True, return_dict=True, **options).hidden_states[0]
     return (states[0] != states[1]).flatten(1).any(dim=1).tolist()
 
 
-def _hidden_state_on_meta(config: PretrainedConfig, size: int, layer: int) -> Tensor:
+def hidden_state_on_meta(config: PretrainedConfig, size: int, layer: int, **options: Any) -> Tensor:
+    """A hidden state without values, for its shape; `options` as `tokens_that_change`."""
     with torch.device("meta"), torch.no_grad():
         tower = AutoModel.from_config(config).eval()
         pictures = torch.zeros(1, 3, size, size, dtype=tower.dtype)
-        return tower(pictures, output_hidden_states=True, return_dict=True).hidden_states[layer]
+        return tower(pictures, output_hidden_states=True, return_dict=True, **options).hidden_states[layer]

@@ -30,7 +30,9 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from . import routing
+from .alone import Alone
 from .language import UPCYCLED, head_of
+from .mixture import mixtures
 from .sources import drawn
 from .vlm import VLM
 
@@ -136,18 +138,22 @@ def upcycled_layers(config: PretrainedConfig) -> list[int]:
     return list(mark["layers"]) if mark else []
 
 
-def active_parameters(model: PreTrainedModel) -> tuple[int, int]:
-    """Parameters of a language model, or of a whole Llava: (all, those that serve one token), without the shared
-    experts of zeros. Shared tensors count once."""
+def active_parameters(model: PreTrainedModel | Alone) -> tuple[int, int]:
+    """Parameters of a language model, a whole Llava or a vision encoder: (all, those that serve one token), without the
+    shared experts of zeros, and adapters, which are no part of it. Shared tensors count once."""
     text: Any = model.config.get_text_config()
+    served = {
+        id(p): 1 / one.count for one in mixtures(model) if one.routing != "dense" for p in one.experts.parameters()
+    }
     share = getattr(text, "num_experts_per_tok", 1) / (getattr(text, "num_experts", None) or 1)
     unused = bool(upcycled_layers(model.config))
     total = active = 0
     for name, parameter in model.named_parameters():
-        if unused and ".shared_expert" in name:
+        if (unused and ".shared_expert" in name) or name.startswith("adapters."):
             continue
+        part = share if ".mlp.experts." in name else served.get(id(parameter), 1.0)
         total += parameter.numel()
-        active += round(parameter.numel() * share) if ".mlp.experts." in name else parameter.numel()
+        active += round(parameter.numel() * part)
     return total, active
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -120,18 +120,7 @@ class VLM:
 
     def without_weights(self) -> VLM:
         """The same on the meta device: for what can be told from names, shapes and dtypes."""
-        with torch.device("meta"):
-            model = LlavaForConditionalGeneration(copy.deepcopy(self.model.config))
-        held = dict(self.model.named_parameters())
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(held[name].dtype)
-        copied = replace(self, model=model)
-        if self.host is not None:
-            host = Host.attach(model)
-            for name in self.adaptors:
-                host.add(name, self.host[name].config)
-            host.set(self.host.active)
-        return copied
+        return replace(self, model=on_meta(self.model))
 
     def to(self, device: torch.device | str) -> VLM:
         """Move the model to a device; returns self."""
@@ -143,3 +132,18 @@ class VLM:
     def image_id_is_virtual(self) -> bool:
         """True where `<image>` has no row, so `save` must add one."""
         return self.image_id >= self.embedding_rows
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def on_meta(module: Module) -> Module:
+    """A copy without weights, whatever was put into the stock class or stands beside it; tied tensors stay
+    one."""
+    host = Host.of(module)
+    trees: list[nn.Module] = [module] if host is None else [module, host.adaptors]
+    memo: dict[int, object] = {}
+    for tree in trees:
+        memo |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in tree.parameters()}
+        memo |= {id(b): torch.empty_like(b, device="meta") for b in tree.buffers()}
+    return copy.deepcopy(module, memo)

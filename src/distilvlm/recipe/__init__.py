@@ -1,6 +1,7 @@
 """What a run IS. Read `schema.py` first: a recipe file has its sections, a section its fields and defaults."""
 
 from distilvlm.recipe.dump import differences, dump_recipe, read_dump
+from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.errors import RecipeError
 from distilvlm.recipe.load import load_file, load_recipe
 from distilvlm.recipe.schema import (
@@ -24,14 +25,19 @@ from distilvlm.recipe.section import Section
 from distilvlm.recipe.transforms import TEXT, Insert, Reset, Transform, Upcycle
 
 __all__ = [
+    "ANCHOR",
     "TERMS",
     "TEXT",
     "Augmentation",
+    "CacheSpec",
+    "ComparisonSpec",
     "Departure",
+    "EncoderSpec",
     "Insert",
     "LanguageSpec",
     "LossSpec",
     "MachineSpec",
+    "Mix",
     "ModelSpec",
     "OptimSpec",
     "PictureSpec",

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from distilvlm.recipe.agreement import check_encoders
+from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.section import Section
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
 
@@ -72,7 +74,8 @@ class ProjectorSpec(Section):
 
 
 class ModelSpec(Section):
-    """A vision-language model: an existing LLaVA-style checkpoint (`from`), or one composed of parts."""
+    """A vision-language model: an existing LLaVA-style checkpoint (`from`), or one composed of parts. A student may
+    also be a vision encoder alone (`vision` without `language`)."""
 
     source: str | None = Field(
         default=None, alias="from", description="directory or hub id of a LLaVA-style checkpoint, or of adaptors"
@@ -84,12 +87,18 @@ class ModelSpec(Section):
     language: LanguageSpec | None = None
     projector: ProjectorSpec = ProjectorSpec()
 
+    @property
+    def encoder_alone(self) -> bool:
+        return self.vision is not None and self.language is None
+
     @model_validator(mode="after")
     def _one_origin(self) -> ModelSpec:
-        composed = self.vision is not None and self.language is not None
-        if (self.source is None) != composed or (self.source and (self.vision or self.language)):
-            raise ValueError("give either 'from' (a whole checkpoint) or both 'vision' and 'language' (composed)")
-        if self.workflow is not None and composed:
+        if (self.source is None) == (self.vision is None) or (self.source and self.language):
+            raise ValueError(
+                "give either 'from' (a whole checkpoint) or both 'vision' and 'language' (composed); 'vision' alone is "
+                "a student that is an encoder"
+            )
+        if self.workflow is not None and self.source is None:
             raise ValueError("'workflow' is of a directory of adaptors ('from'): a composed model has none yet")
         return self
 
@@ -99,6 +108,12 @@ class TeacherSpec(ModelSpec):
 
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="what its weights are held in")
     device: str | None = Field(default=None, description="'cpu', 'cuda:1', ...; default: the student's device")
+
+    @model_validator(mode="after")
+    def _has_language(self) -> TeacherSpec:
+        if self.encoder_alone:
+            raise ValueError("a vision encoder alone gives features, not answers: name it in 'encoders'")
+        return self
 
 
 class Augmentation(Section):
@@ -125,7 +140,8 @@ class PictureSpec(Section):
 
 
 class SourceSpec(Section):
-    """One data source: LLaVA JSON/JSONL or OpenAI-style messages; also pairs of answers, or rated ones."""
+    """One data source: LLaVA JSON/JSONL or OpenAI-style messages; also pairs of answers, or rated ones; for a stage
+    that learns from pictures alone also a directory of pictures."""
 
     path: str
     images: str | None = Field(
@@ -160,6 +176,12 @@ class LossSpec(Section):
     balance: float = Field(
         default=0.0, ge=0, description="load balance of experts, summed over sparse layers; LLaVA-MoD's code has 0.01"
     )
+    encoder: float = Field(
+        default=0.0, ge=0, description="distance to the features of the encoders (`encoders`); MoVE-KD has 0.5"
+    )
+    expert_balance: float = Field(
+        default=0.0, ge=0, description="load balance of the vision tower's experts (`mix`); MoVE-KD's code has 0.01"
+    )
     preference: float = Field(
         default=0.0, ge=0, description="preference loss of pairs or of rated answers, with the teacher as reference"
     )
@@ -174,13 +196,18 @@ class LossSpec(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
-        if not (self.text or self.response or self.visual or self.relation or self.preference):
+        if not (set(self.weights) - {"balance", "expert_balance"}):
             raise ValueError("every loss weight is 0: the stage would learn nothing")
-        compared = [name for name in ("text", "response", "visual", "relation") if getattr(self, name)]
+        compared = [name for name in ("text", "response", "visual", "relation", "encoder") if getattr(self, name)]
         if self.preference and compared:
             zeros = ", ".join(f"{name}: 0" for name in compared)
             raise ValueError(f"a stage of preferences has no {' or '.join(compared)} loss: set {zeros}")
         return self
+
+    @property
+    def of_language(self) -> list[str]:
+        """The terms that need the language model. Without any, a stage learns from pictures alone."""
+        return [name for name in self.weights if name not in ("encoder", "expert_balance")]
 
     @property
     def needs_teacher(self) -> bool:
@@ -193,7 +220,7 @@ class LossSpec(Section):
         return {name: weight for name in TERMS if (weight := float(getattr(self, name)))}
 
 
-TERMS = ("text", "response", "visual", "relation", "balance", "preference")
+TERMS = ("text", "response", "visual", "relation", "balance", "encoder", "expert_balance", "preference")
 """The loss terms that a stage may weigh."""
 
 
@@ -240,6 +267,7 @@ class StageSpec(Section):
     train: list[str] = Field(min_length=1, description="parts that train: projector, language, vision, adaptor, ...")
     data: list[str] = Field(min_length=1, description="names of data sources")
     loss: LossSpec = LossSpec()
+    encoder: ComparisonSpec = Field(default=ComparisonSpec(), description="what stands behind loss.encoder")
     optim: OptimSpec
     order: Literal["random", "grouped"] = Field(
         default="random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
@@ -264,14 +292,26 @@ class StageSpec(Section):
         """The adaptor that the stage inserts, if it does."""
         return next((transform for transform in self.transform if isinstance(transform, Insert)), None)
 
+    @property
+    def mixes(self) -> Mix | None:
+        """How the stage gives the vision tower experts, if it does."""
+        return next((transform for transform in self.transform if isinstance(transform, Mix)), None)
+
+    @property
+    def pictures_alone(self) -> bool:
+        """Whether the stage learns from pictures alone: its language model does not run, and texts are not read."""
+        return not self.loss.of_language
+
     @model_validator(mode="after")
-    def _upcycles_once(self) -> StageSpec:
+    def _transforms_once(self) -> StageSpec:
         if sum(isinstance(transform, Upcycle) for transform in self.transform) > 1:
             raise ValueError("upcycles twice: a sparse student cannot become sparse again")
         if sum(isinstance(transform, Insert) for transform in self.transform) > 1:
             raise ValueError(
                 "inserts twice: only the later adaptor would train. Insert the other in a stage of its own"
             )
+        if sum(isinstance(transform, Mix) for transform in self.transform) > 1:
+            raise ValueError("mixes twice: a vision tower has one mixture of experts")
         return self
 
 
@@ -301,6 +341,8 @@ class Recipe(Section):
     seed: int = Field(default=1234, ge=0, description="LLaVA-KD's scripts use 1234")
     student: ModelSpec
     teacher: TeacherSpec | None = None
+    encoders: dict[str, EncoderSpec] = Field(default={}, description="vision encoders that teach; 'anchor' is special")
+    cache: CacheSpec | None = Field(default=None, description="default: encoders see every picture each time")
     pictures: PictureSpec = PictureSpec()
     data: dict[str, SourceSpec] = Field(min_length=1)
     stages: list[StageSpec] = Field(min_length=1)
@@ -328,10 +370,18 @@ class Recipe(Section):
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
         self._check_transforms()
         self._check_adaptors()
+        check_encoders(self)
         return self
+
+    def teachers_of(self, stage: StageSpec) -> dict[str, EncoderSpec]:
+        """The encoders that `stage` compares the student with, the anchor first (the method's order)."""
+        names = list(self.encoders) if stage.encoder.teachers is None else stage.encoder.teachers
+        names = sorted(names, key=lambda name: name != ANCHOR) if stage.loss.encoder else []
+        return {name: self.encoders[name] for name in names}
 
     def _check_transforms(self) -> None:
         sparse: str | None = None
+        mixed: str | None = None
         for stage in self.stages:
             if sparse is not None and stage.upcycles is not None:
                 raise ValueError(f"stage '{stage.name}' upcycles a student that '{sparse}' has made sparse already")
@@ -341,6 +391,16 @@ class Recipe(Section):
                 raise ValueError(
                     f"stage '{stage.name}' resets the language model, which is sparse since '{sparse}': its starting "
                     "weights are a dense model's. Reset it in an earlier stage"
+                )
+            if stage.mixes is not None and mixed is not None:
+                raise ValueError(
+                    f"stage '{stage.name}' mixes experts into a tower that '{mixed}' has given some already"
+                )
+            mixed = stage.name if stage.mixes is not None else mixed
+            if mixed is not None and any(part.partition(".")[0] == "vision" for part in stage.resets):
+                raise ValueError(
+                    f"stage '{stage.name}' resets the vision tower, which has experts since '{mixed}': its starting "
+                    "weights have none. Reset it in an earlier stage"
                 )
 
     def _check_adaptors(self) -> None:

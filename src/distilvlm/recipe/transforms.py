@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from distilvlm.recipe.encoders import Mix
 from distilvlm.recipe.section import Section
 
 TEXT = "text"
@@ -91,4 +92,4 @@ class Insert(Section):
         return f"insert adaptor '{self.adaptor}': {many}, structure ({self.structure}){gate}{begun}"
 
 
-Transform = Annotated[Reset | Upcycle | Insert, Field(discriminator="do")]
+Transform = Annotated[Reset | Upcycle | Insert | Mix, Field(discriminator="do")]

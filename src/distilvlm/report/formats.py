@@ -234,6 +234,37 @@ class Update(Content):
     routing: list[LayerUse] = []  # of a sparse student, layer by layer
 
 
+class LookedAt(Content):
+    """Where an encoder looks in one picture."""
+
+    picture: str
+    weights: list[float]  # of the patches, row by row; sum to 1
+
+
+class ImportanceMap(Content):
+    """Where one encoder looks in some of the pictures that a run trains on."""
+
+    encoder: str
+    grid: tuple[int, int]
+    geometry: Literal["square", "pad", "crop"]
+    used_by: list[str] = []  # in words: which stage weighs tokens by it, and how
+    pictures: list[LookedAt]
+
+    @model_validator(mode="after")
+    def _one_weight_per_patch(self) -> ImportanceMap:
+        rows, columns = self.grid
+        for one in self.pictures:
+            if len(one.weights) != rows * columns:
+                raise ValueError(f"{one.picture} has {len(one.weights)} weights on a grid of {rows} by {columns}")
+        return self
+
+
+class ImportanceFile(Content):
+    """`RUN/importance.json`."""
+
+    maps: list[ImportanceMap]
+
+
 class Quarantined(Content):
     """A line of `quarantine.jsonl`."""
 

@@ -20,6 +20,7 @@ from distilvlm.recipe import differences
 from . import wording
 from .axes import reading
 from .curves import StageCharts, stage_charts
+from .importance import FULL, importance
 from .masks import masks
 from .pictures import Album
 from .read import Comparison, Run, read
@@ -69,6 +70,7 @@ def render(subject: Run | Comparison, samples: int = 24) -> str:
 def _run(run: Run) -> str:
     series = {run.name: 0}
     parent = run.path.parent.parent
+    album = Album()
     within = parent.name if (parent / "comparison.json").exists() else ""
     return _page(
         "run.html.jinja",
@@ -78,6 +80,9 @@ def _run(run: Run) -> str:
         charts=stage_charts({run.name: run}, series),
         masks=masks([run]),
         skipped=skipped([(run.name, run)]),
+        importance=importance(run.importance, album),
+        full_heat=FULL,
+        album=album,
     )
 
 
@@ -124,6 +129,7 @@ def _comparison(comparison: Comparison, samples: int) -> str:
         skipped=skipped([(_label(run, seed, seeds), run) for seed in seeds for run in seed.runs]),
         unasked=unasked(file),
         headline=headlines(file),
+        album=Album(),
     )
 
 
@@ -160,7 +166,6 @@ def _page(template: str, **content: Any) -> str:
         "reading": reading,
     }
     return environment.get_template(template).render(
-        album=Album(),
         style=Markup((page / "style.css").read_text(encoding="utf-8")),
         script=Markup((page / "conveniences.js").read_text(encoding="utf-8")),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -50,6 +50,12 @@ class Album:
             self._made[path] = self._make(path)
         return self._made[path]
 
+    def drawn(self, key: str, name: str, image: Image.Image) -> Picture:
+        """A picture that this page draws itself, under a key of its own; one that is beyond the budget says so."""
+        if key not in self._made:
+            self._made[key] = self._kept(name, image, image.size, tiny=False)
+        return self._made[key]
+
     @property
     def shown(self) -> int:
         return sum(bool(picture.uri) for picture in self._made.values())
@@ -60,17 +66,20 @@ class Album:
             image = decode(path)
         except PictureError as error:
             return Picture(name, problem=f"not shown: {_without_folders(str(error), path)}")
-        width, height = image.size
-        tiny = max(width, height) <= TINY
+        size = image.size
+        tiny = max(size) <= TINY
         if not tiny:
             side = SIDE if self.used < self.budget // 2 else SMALL_SIDE
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return self._kept(name, image, size, tiny)
+
+    def _kept(self, name: str, image: Image.Image, size: tuple[int, int], tiny: bool) -> Picture:
         uri = _uri(image, lossless=tiny)
         if self.used + len(uri) > self.budget:
             self.left_out += 1
             return Picture(name, problem="not shown: the pictures above fill the page's budget")
         self.used += len(uri)
-        return Picture(name, uri, width, height, tiny)
+        return Picture(name, uri, *size, tiny)
 
 
 def _uri(image: Image.Image, lossless: bool) -> str:

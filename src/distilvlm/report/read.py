@@ -22,6 +22,7 @@ from .formats import (
     Content,
     CostFile,
     Doctor,
+    ImportanceFile,
     Manifest,
     Quarantined,
     SeedScores,
@@ -73,6 +74,7 @@ class Run:
     about: AboutRun | None
     doctor: Doctor | None
     cost: CostFile | None
+    importance: ImportanceFile | None
     manifest: Manifest | None
     checks: list[dict[str, Any]]  # the reports of `data/`, one per set of files
     quarantine: list[Quarantined]
@@ -182,6 +184,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         about=_optional(place.path / "about.json", AboutRun),
         doctor=_optional(place.path / "doctor.json", Doctor),
         cost=_optional(place.path / "cost.json", CostFile),
+        importance=_optional(place.path / "importance.json", ImportanceFile),
         manifest=_optional(place.model / MANIFEST, Manifest),
         checks=[_object(file) for file in sorted((place.path / "data").glob("*.json"))],
         quarantine=[row for file in sorted(place.path.glob("quarantine*.jsonl")) for row in _lines(file, Quarantined)],

@@ -10,21 +10,23 @@ from dataclasses import asdict
 from distilvlm.data import DataReport, StageData
 from distilvlm.doctor import Finding, examine
 from distilvlm.models.files import write_whole
-from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher
 
 from .directory import RunDirectory, RunError
+from .encoders import Encoders
+from .student import Student
 
 logger = logging.getLogger(__name__)
 
 
 def consult(
     recipe: Recipe,
-    student: VLM,
+    student: Student,
     teacher: LocalTeacher | None,
     material: Mapping[str, tuple[StageData, DataReport]],
     place: RunDirectory,
+    encoders: Encoders | None,
 ) -> None:
     """Examine what the run is about to use, unless it was examined when the run began. Warnings are logged.
 
@@ -38,7 +40,8 @@ def consult(
         return
     data = {name: rows for name, (rows, _) in material.items()}
     reports = {name: report for name, (_, report) in material.items()}
-    found = examine(recipe, student, teacher, data, reports, place.path)
+    look = None if encoders is None else encoders.look
+    found = examine(recipe, student.vlm, teacher, data, reports, place.path, look, student.shapes)
     if errors := [finding for finding in found if finding.level == "error"]:
         raise RunError("the doctor advises against this run:\n" + "\n".join(_line(finding) for finding in errors))
     for finding in found:

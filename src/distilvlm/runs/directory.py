@@ -7,13 +7,17 @@ RUN/
   cost.json                    memory, time and disk of each stage: estimated and measured
   events.jsonl                 every term of every update
   quarantine.jsonl             rows that could not be used (quarantine-N.jsonl: met by process N)
+  importance.json              where encoders look that weigh tokens, in the first pictures
+  standards.safetensors        what encoders' features are standardised by
   data/                        what the check of each data set found, so that continuing does not look again
   stages/00-dpt/
     about.json                 what the stage trains, on what, against what
     checkpoints/00000500/      what continuing needs, while the stage runs
     final/                     what the stage trained
   failures/                    batches of a non-finite loss
-  model/                       the finished student, a stock Hugging Face checkpoint, or its adaptors without their base
+  adapters/                    what stood between the student and its encoders, for measuring; no part of the student
+  model/                       the finished student: a stock Hugging Face checkpoint, its adaptors without their base,
+                               or an encoder alone
 """
 
 from __future__ import annotations
@@ -46,6 +50,9 @@ class RunDirectory:
         self.doctor = self.path / "doctor.json"
         self.cost = self.path / "cost.json"
         self.events = self.path / "events.jsonl"
+        self.importance = self.path / "importance.json"
+        self.standards = self.path / "standards.safetensors"
+        self.adapters = self.path / "adapters"
         self.failures = self.path / "failures"
         self.references = self.path / "references"
         self.model = self.path / "model"

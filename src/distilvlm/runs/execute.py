@@ -16,16 +16,19 @@ from accelerate.state import AcceleratorState
 
 from distilvlm.data import export_chat_template
 from distilvlm.models import hosted
+from distilvlm.models.alone import Encoder
 from distilvlm.models.compose import build
+from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import Recipe, load_recipe
+from distilvlm.recipe import Recipe, load_recipe, read_dump
 from distilvlm.teachers import LocalTeacher, TeacherError
 
 from . import about
 from .console import CONSOLE, reporter
 from .consultation import consult
 from .directory import RunDirectory, RunError
+from .encoders import Encoders, keep_importance, standardise, take_adapters
 from .expense import expect
 from .material import check
 from .stage import StageRun
@@ -39,11 +42,12 @@ class Run:
     """A finished run."""
 
     directory: Path
-    model: Path  # the finished student: a stock Hugging Face checkpoint, or adaptors over a base that is one
+    model: Path  # the finished student: a stock Hugging Face checkpoint, adaptors over one, or an encoder alone
 
-    def load(self) -> VLM:
+    def load(self) -> VLM | Encoder:
         """The finished student."""
-        return load(self.model)
+        recipe = read_dump(RunDirectory(self.directory).recipe.read_text())
+        return load_encoder(self.model) if recipe.student.encoder_alone else load(self.model)
 
 
 def run(
@@ -93,12 +97,16 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     left = [run_of_stage for run_of_stage in stages if not run_of_stage.finished]
     material = {one.stage.name: check(recipe, one.stage, student.vlm, place, accelerator) for one in left}
     teacher: LocalTeacher | None = None
+    encoders = _encoders(recipe, student, left, accelerator)
     if any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.
-        teacher = _teacher(recipe, student.vlm, accelerator)
+        teacher = _teacher(recipe, _with_language(student), accelerator)
+    standardise(recipe, student.vlm.model, encoders, place, accelerator)
     student.vlm.to(accelerator.device)
     if accelerator.is_main_process:
-        consult(recipe, student.vlm, teacher, material, place)
+        if encoders is not None:
+            keep_importance(recipe, encoders, place)
+        consult(recipe, student, teacher, material, place, encoders)
         data = {name: rows for name, (rows, _) in material.items()}
         expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
     accelerator.wait_for_everyone()
@@ -111,29 +119,50 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
             if not run_of_stage.stage.loss.needs_teacher:
                 teacher = None  # its memory is of more use to this stage
             elif teacher is None:
-                teacher = _teacher(recipe, student.vlm, accelerator)
+                teacher = _teacher(recipe, _with_language(student), accelerator)
             if run_of_stage.stage.loss.preference:
                 assert teacher is not None
                 run_of_stage.consult(teacher)
                 teacher = None  # what it thinks of the answers is kept
-            run_of_stage.execute(teacher)
+            if not any(one.stage.loss.encoder for one in left[left.index(run_of_stage) :]):
+                encoders = None
+            run_of_stage.execute(teacher, encoders if run_of_stage.stage.loss.encoder else None)
             if run_of_stage is not stages[-1]:
                 run_of_stage.settle()
     if accelerator.is_main_process:
+        take_adapters(student.vlm.model, place)
         _save(recipe, student.vlm, place)
     stages[-1].settle()  # its disk holds the finished student, too
 
 
-def _save(recipe: Recipe, student: VLM, place: RunDirectory) -> None:
-    """The finished student, with the template that its last stage was taught."""
-    source = recipe.data[recipe.stages[-1].data[-1]]
+def _save(recipe: Recipe, student: VLM | Encoder, place: RunDirectory) -> None:
+    """The finished student, with the template that its last stage of language was taught."""
     student.to("cpu")
+    if isinstance(student, Encoder):
+        save_encoder(student.model.tower, student.layout, place.model, recipe.pictures.geometry)
+        logger.info("the finished student: %s", place.model)
+        return
+    taught = next((stage for stage in reversed(recipe.stages) if not stage.pictures_alone), None)
+    kind = None if taught is None else recipe.data[taught.data[-1]].template
     if student.adaptors:
-        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, source.template)
+        assert kind is not None  # a stage that trains an adaptor has a term of language
+        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, kind)
     else:
-        template = export_chat_template(source.template, student.tokenizer)
+        template = None if kind is None else export_chat_template(kind, student.tokenizer)
         save(student, place.model, recipe.pictures.geometry, template)
     logger.info("the finished student: %s", place.model)
+
+
+def _with_language(student: Student) -> VLM:
+    assert isinstance(student.vlm, VLM)  # the schema refuses a teacher for an encoder alone
+    return student.vlm
+
+
+def _encoders(recipe: Recipe, student: Student, left: Sequence[StageRun], accelerator: Accelerator) -> Encoders | None:
+    """The encoders of the stages that are left, if one of them needs any: while the student has its initial weights,
+    which the anchor keeps."""
+    stages = [one.stage for one in left if one.stage.loss.encoder]
+    return Encoders(recipe, student.vlm, student.shapes, stages, accelerator) if stages else None
 
 
 def _teacher(recipe: Recipe, student: VLM, accelerator: Accelerator) -> LocalTeacher:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from distilvlm.cost import Measured, StageCost, estimate, line, record
 from distilvlm.data import StageData
+from distilvlm.models.alone import Encoder
 from distilvlm.models.files import write_whole
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
@@ -25,7 +26,7 @@ BUDGET = 3.0
 
 def expect(
     recipe: Recipe,
-    student: VLM,
+    student: VLM | Encoder,
     teacher: VLM | None,
     data: Mapping[str, StageData],
     place: RunDirectory,

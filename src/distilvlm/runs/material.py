@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine, read
+from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine
 from distilvlm.data.geometry import canvas, decode
-from distilvlm.data.stage import background, stage_data, stage_order
+from distilvlm.data.stage import background, source_of, stage_data, stage_order
+from distilvlm.models.alone import Encoder
 from distilvlm.models.features import FeatureReader, FeatureStore
 from distilvlm.models.files import write_whole
 from distilvlm.models.fingerprint import fingerprint
@@ -21,6 +22,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
 from .directory import RunDirectory
+from .encoders import Encoders
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Material:
 
 
 def check(
-    recipe: Recipe, stage: StageSpec, vlm: VLM, place: RunDirectory, accelerator: Accelerator
+    recipe: Recipe, stage: StageSpec, vlm: VLM | Encoder, place: RunDirectory, accelerator: Accelerator
 ) -> tuple[StageData, DataReport]:
     """Look at the data of a stage that is still to come: what is wrong with it must not come to light after days.
 
@@ -45,23 +47,37 @@ def check(
     Raises:
         DataError: as `prepare`.
     """
-    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, [read(recipe.data[name], name) for name in stage.data])
+    sources = [source_of(recipe, stage, name) for name in stage.data]
+    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources)
     report = _checked(data, recipe, stage, place, accelerator)
     return data.without(report.bad) if report.bad else data, report
 
 
-def prepare(recipe: Recipe, index: int, vlm: VLM, place: RunDirectory, accelerator: Accelerator) -> Material:
+def prepare(
+    recipe: Recipe,
+    index: int,
+    vlm: VLM | Encoder,
+    place: RunDirectory,
+    accelerator: Accelerator,
+    encoders: Encoders | None = None,
+) -> Material:
     """Read and check the data of stage `index`; keep the features of its pictures if the recipe wants that.
+
+    Args:
+        encoders: what the stage's encoders need of a picture, or have kept of it.
 
     Raises:
         DataError: a file or row can't be used (rows: unless the recipe quarantines them).
     """
     stage = recipe.stages[index]
-    sources = [read(recipe.data[name], name) for name in stage.data]
+    sources = [source_of(recipe, stage, name) for name in stage.data]
     reader, unreadable = None, []
     if recipe.pictures.features is not None:
         reader, unreadable = _features(recipe, vlm, accelerator, sources)
-    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources, reader)
+    if encoders is not None:
+        unreadable += [bad for path, reason in encoders.unreadable.items() for bad in _owners(sources, path, reason)]
+    size, seen = (None, None) if encoders is None else (encoders.canvas_size, encoders.reader)
+    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources, reader, size, seen)
     report = _checked(data, recipe, stage, place, accelerator)
     known = {row.key for row in report.bad}
     report.bad.extend(row for row in unreadable if row.key not in known)
@@ -86,9 +102,10 @@ def _checked(
     Raises:
         DataError: there are bad rows, and the recipe wants to stop at them.
     """
+    alone = data.pictures_alone
     files = [(Path(source.spec.path).absolute(), source.spec.model_dump(mode="json")) for source in data.sources]
     looked_at = [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns, spec, stage.max_length, data.placeholders]
+        [str(path), *_state(path), spec, stage.max_length, data.placeholders, *(["pictures"] if alone else [])]
         for path, spec in files
     ]
     digest = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
@@ -102,6 +119,13 @@ def _checked(
         return report
 
 
+def _state(path: Path) -> list[object]:
+    """What a change of a file, or of a directory of pictures, shows in."""
+    if not path.is_dir():
+        return [path.stat().st_size, path.stat().st_mtime_ns]
+    return [[str(file.relative_to(path)), *_state(file)] for file in sorted(path.rglob("*")) if file.is_file()]
+
+
 def quarantine(file: Path, stage: StageSpec, bad: Iterable[BadRow]) -> None:
     """Add rows to a quarantine file, each once, however often the run is continued."""
     lines = file.read_text().splitlines() if file.exists() else []
@@ -112,22 +136,18 @@ def quarantine(file: Path, stage: StageSpec, bad: Iterable[BadRow]) -> None:
 
 
 def _features(
-    recipe: Recipe, vlm: VLM, accelerator: Accelerator, sources: Sequence[Source]
+    recipe: Recipe, vlm: VLM | Encoder, accelerator: Accelerator, sources: Sequence[Source]
 ) -> tuple[FeatureReader, list[BadRow]]:
     """Fill the feature store, every process its share of the pictures; returns rows whose picture can't be decoded."""
     assert recipe.pictures.features is not None
     geometry, size, padding = recipe.pictures.geometry, vlm.layout.size, background(vlm.layout)
-    tower = vlm.model.model.vision_tower.to(accelerator.device)
+    tower = vlm.model.model.vision_tower.to(accelerator.device)  # pyright: ignore
     store = FeatureStore(recipe.pictures.features, vlm.layout, fingerprint(tower), geometry)
-    owners: dict[str, list[BadRow]] = {}
-    for source in sources:
-        for record in source.records:
-            for path in record.images:
-                owners.setdefault(path, []).append(BadRow(record.key, "image", ""))
+    paths = dict.fromkeys(path for source in sources for record in source.records for path in record.images)
 
     def fill(rank: int, world: int) -> dict[str, str]:
         return store.fill(
-            owners,
+            paths,
             vlm,
             lambda path: canvas(decode(path), geometry, size, padding),
             batch=32,
@@ -139,5 +159,10 @@ def _features(
     fill(accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()
     unreadable = fill(0, 1)  # nothing is left to compute: it tells what other processes could not read
-    bad = [replace(row, reason=reason) for path, reason in unreadable.items() for row in owners[path]]
-    return store.reader(), bad
+    return store.reader(), [bad for path, reason in unreadable.items() for bad in _owners(sources, path, reason)]
+
+
+def _owners(sources: Sequence[Source], path: str, reason: str) -> list[BadRow]:
+    """The rows that show a picture which could not be read."""
+    records = (record for source in sources for record in source.records)
+    return [BadRow(record.key, "image", reason) for record in records if path in record.images]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distilvlm import cost
 from distilvlm.cost import StageCost
-from distilvlm.data import DataError, Source, StageData, read, showings
+from distilvlm.data import DataError, Source, StageData, showings
 from distilvlm.data.problems import RowError
-from distilvlm.data.stage import stage_data
-from distilvlm.models import NotHere, build, parts
+from distilvlm.data.stage import source_of, stage_data
+from distilvlm.models import NotHere, parts
+from distilvlm.models.alone import Encoder
+from distilvlm.models.compose import build_student
 from distilvlm.models.stages import students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec
+from distilvlm.teachers.encoder_cache import kept_bytes
+from distilvlm.teachers.encoders import shapes, used
+from distilvlm.train.encoders import adapt, adapters_of
 
 SAMPLED = 200
 """Rows of a source that are encoded to estimate rows of the loss terms per sample."""
@@ -41,6 +46,19 @@ class ModelPlan:
     @property
     def parameters(self) -> int:
         return sum(part.parameters for part in self.parts)
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """An encoder that teaches. `missing` says why it is unknown what it gives."""
+
+    name: str
+    source: str
+    size: int | None = None  # of its pictures in pixels
+    grid: tuple[int, int] | None = None  # of its tokens, pooled if they are
+    channels: int | None = None
+    bytes: int | None = None  # that what it sees in a picture takes in the cache; None without one
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,7 @@ class Plan:
     teacher: ModelPlan | None
     stages: list[StagePlan]
     machine: str | None = None  # where costs were measured
+    encoders: list[EncoderPlan] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,11 +111,13 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
         recipe = load_recipe(recipe, overrides)
     student, student_plan = _model(recipe.student, recipe.seed)
     teacher, teacher_plan = (None, None) if recipe.teacher is None else _model(recipe.teacher, recipe.seed)
-    sources = {name: _source(name, spec) for name, spec in recipe.data.items()}
+    assert not isinstance(teacher, Encoder)  # the schema refuses one
+    encoders = [] if student is None else _encoders(recipe, student)
+    sources = _sources(recipe)
     trained_as = {} if student is None else students(recipe, student)
     data = {} if student is None else _data(recipe, student, sources)
     stages = [
-        _stage(recipe, stage, trained_as.get(stage.name), student_plan, sources, data.get(stage.name))
+        _stage(recipe, stage, trained_as.get(stage.name), student_plan, sources[stage.name], data.get(stage.name))
         for stage in recipe.stages
     ]
     machine: str | None = None
@@ -104,10 +125,28 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
         costs = cost.estimate(recipe, student, teacher, data=data)
         stages = [replace(stage, cost=one) for stage, one in zip(stages, costs, strict=True)]
         machine = cost.this_machine()
-    return Plan(recipe.name, student_plan, teacher_plan, stages, machine)
+    return Plan(recipe.name, student_plan, teacher_plan, stages, machine, encoders)
 
 
-def _model(spec: ModelSpec, seed: int) -> tuple[VLM | None, ModelPlan]:
+def _encoders(recipe: Recipe, student: VLM | Encoder) -> list[EncoderPlan]:
+    """What is known of each; the student on the meta device gets the adapters to those of which enough is."""
+    missing: dict[str, str] = {}
+    found = shapes(recipe, student, missing)
+    adapt(recipe, student, found)
+    plans: list[EncoderPlan] = []
+    for name in used(recipe):
+        spec = recipe.encoders[name]
+        source = spec.source or (f"random {spec.config.get('model_type', '?')}" if spec.config else "the student")
+        if name in missing:
+            plans.append(EncoderPlan(name, source, missing=missing[name]))
+        else:
+            one = found[name]
+            kept = None if recipe.cache is None else kept_bytes(recipe.cache, one)
+            plans.append(EncoderPlan(name, source, one.size, one.grid, one.channels, kept))
+    return plans
+
+
+def _model(spec: ModelSpec, seed: int) -> tuple[VLM | Encoder | None, ModelPlan]:
     names = (
         [spec.source]
         if spec.source
@@ -119,34 +158,45 @@ def _model(spec: ModelSpec, seed: int) -> tuple[VLM | None, ModelPlan]:
     )
     source = " + ".join(str(name) for name in names)
     try:
-        vlm = build(spec, seed, meta=True)
+        vlm = build_student(spec, seed, meta=True)
     except NotHere as error:
         return None, ModelPlan(source, [], None, missing=str(error))
     counts = [PartCount(row.name, row.parameters) for row in parts.summary(vlm.model)]
     return vlm, ModelPlan(source, counts, sum(vlm.layout.visual))
 
 
-def _data(recipe: Recipe, student: VLM, sources: Mapping[str, Source | None]) -> dict[str, StageData]:
+Sources = Mapping[str, Source | None]
+"""Name in the recipe -> the source if its file is here; a plan of a published recipe is of use before its data is
+downloaded."""
+
+
+def _data(recipe: Recipe, student: VLM | Encoder, sources: Mapping[str, Sources]) -> dict[str, StageData]:
     """Stage name -> its data, of the stages whose every file is here and can be read as tokens."""
     found: dict[str, StageData] = {}
     for stage in recipe.stages:
-        own = [source for name in stage.data if (source := sources[name]) is not None]
-        if len(own) == len(stage.data) and student.tokenizer is not None:
+        own = [source for source in sources[stage.name].values() if source is not None]
+        if len(own) == len(stage.data) and (stage.pictures_alone or student.tokenizer is not None):
             found[stage.name] = stage_data(recipe, stage, student.tokenizer, student.layout, own)
     return found
 
 
-def _source(name: str, spec: SourceSpec) -> Source | None:
-    """The source if its file is here; a plan of a published recipe is of use before its data is downloaded."""
-    return read(spec, name) if Path(spec.path).exists() else None
+def _sources(recipe: Recipe) -> dict[str, Sources]:
+    """Stage name -> its sources, each file read once for all stages that read it alike."""
+    read: dict[tuple[str, bool], Source | None] = {}
+    for stage in recipe.stages:
+        for name in stage.data:
+            if (name, stage.pictures_alone) not in read:
+                here = Path(recipe.data[name].path).exists()
+                read[name, stage.pictures_alone] = source_of(recipe, stage, name) if here else None
+    return {stage.name: {name: read[name, stage.pictures_alone] for name in stage.data} for stage in recipe.stages}
 
 
 def _stage(
     recipe: Recipe,
     stage: StageSpec,
-    student: VLM | None,
+    student: VLM | Encoder | None,
     plan: ModelPlan,
-    sources: Mapping[str, Source | None],
+    sources: Sources,
     data: StageData | None,
 ) -> StagePlan:
     """`student` as the stage trains it."""
@@ -154,7 +204,9 @@ def _stage(
     parameters = active = None
     if student is not None:
         parameters, active = parts.sizes(student.model)
-        chosen = parts.choose(student.model, stage.train).parameters
+        # Adapters to encoders that are not here are not known.
+        names = [name for name in stage.train if name != "adapters" or adapters_of(student.model)]
+        chosen = parts.choose(student.model, names).parameters
         trains = [PartCount(name, sum(p.numel() for p in members.values())) for name, members in chosen.items()]
     counts = [_samples(recipe.data[name], sources[name]) for name in stage.data]
     samples = None if None in counts else sum(count for count in counts if count is not None)
@@ -164,7 +216,8 @@ def _stage(
     weights = stage.loss.weights
     visual = None if plan.visual_tokens is None else float(plan.visual_tokens)
     positions, learned = _rows(stage, data)
-    rows = {name: visual if name in ("visual", "relation") else learned for name in weights}
+    of_pictures = ("visual", "relation", "encoder", "expert_balance")
+    rows = {name: visual if name in of_pictures else learned for name in weights}
     if "balance" in rows:
         rows["balance"] = positions
     return StagePlan(
@@ -192,7 +245,7 @@ def _samples(spec: SourceSpec, source: Source | None) -> int | None:
 
 def _rows(stage: StageSpec, data: StageData | None) -> tuple[float | None, float | None]:
     """Mean positions and supervised tokens per sample over the first rows of each source."""
-    if data is None:
+    if data is None or data.pictures_alone:
         return None, None
     positions: list[int] = []
     learned: list[int] = []

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from distilvlm.cost import Look, StageCost, as_bytes, as_seconds
 
-from .plan import ModelPlan, PartCount, Plan, StagePlan
+from .plan import EncoderPlan, ModelPlan, PartCount, Plan, StagePlan
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -18,6 +18,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     for role, model in (("student", plan.student), ("teacher", plan.teacher)):
         if model is not None:
             console.print(f"{role}: {_model(model)}", highlight=False, soft_wrap=True)
+    for encoder in plan.encoders:
+        console.print(f"encoder {encoder.name}: {_encoder(encoder)}", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "before it", "trains", "data", "samples", "updates", "batch", "rate"):
         right = column in ("samples", "updates", "batch", "rate")
@@ -119,6 +121,14 @@ def _model(model: ModelPlan) -> str:
         return f"{model.source}: not here yet ({model.missing})"
     parts = ", ".join(f"{part.name} {part.parameters:,}" for part in model.parts)
     return f"{model.source}: {model.parameters:,} parameters, {model.visual_tokens} visual tokens ({parts})"
+
+
+def _encoder(encoder: EncoderPlan) -> str:
+    if encoder.grid is None:
+        return f"{encoder.source}: not here yet ({encoder.missing})"
+    rows, columns = encoder.grid
+    kept = "" if encoder.bytes is None else f", {as_bytes(encoder.bytes)} a picture in the cache"
+    return f"{encoder.source} at {encoder.size} px, {rows}×{columns} tokens of {encoder.channels:,} channels{kept}"
 
 
 def _part(part: PartCount) -> str:

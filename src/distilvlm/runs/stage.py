@@ -23,12 +23,14 @@ from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher, References
 from distilvlm.train import Loop, NonFiniteError, Task, Update, objective_of
+from distilvlm.train.encoders import Comparison
 from distilvlm.train.optim import adamw
 
 from . import about, checkpoint, randomness
 from .checkpoint import Position
 from .console import Reporter
 from .directory import RunDirectory, RunError
+from .encoders import Encoders
 from .events import Events
 from .expense import settle
 from .material import Material, prepare, quarantine
@@ -89,13 +91,16 @@ class StageRun:
             )
         data.reference_reader = found.__getitem__
 
-    def _material(self) -> Material:
+    def _material(self, encoders: Encoders | None = None) -> Material:
         if self._prepared is None:
-            self._prepared = prepare(self.recipe, self.index, self.student.vlm, self.place, self.accelerator)
+            self._prepared = prepare(self.recipe, self.index, self.student.vlm, self.place, self.accelerator, encoders)
         return self._prepared
 
-    def execute(self, teacher: LocalTeacher | None) -> None:
+    def execute(self, teacher: LocalTeacher | None, encoders: Encoders | None = None) -> None:
         """Train the stage, or what is left of it.
+
+        Args:
+            encoders: where the stage compares with encoders.
 
         Raises:
             NonFiniteError: after the batch was kept.
@@ -109,7 +114,7 @@ class StageRun:
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
         vlm.to(self.accelerator.device)
-        material = self._material()
+        material = self._material(encoders)
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
             about.stage(file, self.stage, vlm, by_part, material.report, material.updates)
@@ -118,7 +123,8 @@ class StageRun:
         position = self._continue(base)
 
         objective = objective_of(self.stage)
-        task = Task(vlm, objective, None if teacher is None else teacher.head)
+        comparison = None if encoders is None else Comparison(self.recipe, self.stage, self.student.shapes)
+        task = Task(vlm, objective, None if teacher is None else teacher.head, comparison)
         loop = Loop(
             self.accelerator,
             task,
@@ -127,6 +133,7 @@ class StageRun:
             self.stage.optim,
             material.updates,
             self.recipe.machine.micro_batch,
+            None if encoders is None else lambda batch: encoders.see(batch, self.stage),
         )
         with self._events(position) as events:
             try:
@@ -269,6 +276,6 @@ class StageRun:
 
 
 def _told(update: Update) -> dict[str, Any]:
-    """An update as its event; a dense student has no routing to tell of."""
+    """An update as its event; where nothing is routed, there is nothing to tell of it."""
     values = asdict(update)
-    return values if update.routing else {name: value for name, value in values.items() if name != "routing"}
+    return {name: value for name, value in values.items() if not name.endswith("routing") or value}

@@ -12,11 +12,15 @@ import torch
 from torch import nn
 
 from distilvlm.models import parts, routing
-from distilvlm.models.compose import build
-from distilvlm.models.stages import choosing, made_sparse, students, with_adaptor
+from distilvlm.models.alone import Encoder
+from distilvlm.models.compose import build_student
+from distilvlm.models.stages import choosing, made_sparse, mixed, students, with_adaptor
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe.encoders import Mix
 from distilvlm.recipe.schema import Recipe, StageSpec
 from distilvlm.recipe.transforms import Insert, Upcycle
+from distilvlm.teachers.encoders import shapes
+from distilvlm.train.encoders import adapt
 
 from . import checkpoint
 
@@ -24,12 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 class Student:
-    """The student and which of its parameters stages have changed since the start."""
+    """The student and which of its parameters stages have changed since the start. Adapters to encoders that teach it
+    are with it as long as it trains."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._changed: set[str] = set()
-        self.vlm: VLM = build(recipe.student, recipe.seed)
+        self.vlm: VLM | Encoder = build_student(recipe.student, recipe.seed)
+        self.shapes = shapes(recipe, self.vlm)
+        adapt(recipe, self.vlm, self.shapes)
         self._check_names()
 
     def _check_names(self) -> None:
@@ -45,9 +52,13 @@ class Student:
         """Apply what the stage does to the student before it trains."""
         for transform in stage.transform:
             if isinstance(transform, Upcycle):
+                assert isinstance(self.vlm, VLM)  # `students` has refused another one
                 self.vlm = made_sparse(self.vlm, transform, self._recipe.seed)
             elif isinstance(transform, Insert):
+                assert isinstance(self.vlm, VLM)
                 with_adaptor(self.vlm, transform)
+            elif isinstance(transform, Mix):
+                self.vlm = mixed(self.vlm, transform, self._recipe.seed)
             else:
                 self._reset(transform.parts)
 
@@ -76,7 +87,9 @@ class Student:
             logger.info("reset of %s: no stage has changed it, nothing to do", ", ".join(names))
             return
         # Built again rather than kept: a copy of a large language model for the sake of one moment is dear.
-        fresh = dict(build(self._recipe.student, self._recipe.seed).model.named_parameters())
+        student = build_student(self._recipe.student, self._recipe.seed)
+        adapt(self._recipe, student, self.shapes)
+        fresh = dict(student.model.named_parameters())
         with torch.no_grad():
             for name in stale:
                 wanted[name].copy_(fresh[name])

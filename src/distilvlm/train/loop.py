@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from distilvlm.data.batch import CHOSEN, REJECTED, Batch
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward, routing
+from distilvlm.models.encoders import Seen
 from distilvlm.recipe.schema import OptimSpec
 from distilvlm.teachers import LocalTeacher
 
@@ -39,6 +40,7 @@ class Update:
     samples: int
     seconds: float
     routing: list[routing.LayerUse] = field(default_factory=list)  # of a sparse student, layer by layer
+    vision_routing: list[routing.LayerUse] = field(default_factory=list)  # of a tower with experts, layer by layer
 
 
 class NonFiniteError(RuntimeError):
@@ -61,6 +63,7 @@ class Loop:
         task: the student with the stage's objective; prepared (wrapped) here.
         optimizer: over the task's trainable parameters.
         teacher: None for a stage of text loss only.
+        see: a batch, on the device, to what encoders see in its pictures; for a stage that compares with them.
         spec: rates and schedule.
         updates: updates of the whole stage (the schedule's length).
         micro_batch: samples per forward, at most.
@@ -75,8 +78,9 @@ class Loop:
         spec: OptimSpec,
         updates: int,
         micro_batch: int,
+        see: Callable[[Batch], Mapping[str, Seen]] | None = None,
     ) -> None:
-        self.accelerator, self.task, self.teacher = accelerator, task, teacher
+        self.accelerator, self.task, self.teacher, self.see = accelerator, task, teacher, see
         self.spec, self.updates, self.micro_batch = spec, updates, micro_batch
         self.wrapped = accelerator.prepare_model(task)
         self.optimizer = optimizer
@@ -95,7 +99,7 @@ class Loop:
             rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
             self.optimizer.zero_grad(set_to_none=True)
             sums: dict[str, float] = {}
-            tallies: Tensor | None = None
+            tallies: dict[str, Tensor] = {}
             # A process that has no sample in this update still joins the others' gradient synchronisation.
             joined = micro_batches or [idle_batch(self.task.objective)]
             agree = self._agreement(joined, samples)
@@ -105,16 +109,16 @@ class Loop:
                     values, tally = self._forward_backward(batch, samples, number, agree)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
-                tallies = tally if tallies is None or tally is None else tallies + tally
+                tallies = {name: tallies[name] + new if name in tallies else new for name, new in tally.items()}
             if first:
                 self.task.require_frozen_base()
                 first = False
             norm = self._clip(micro_batches, number, sums)
             self.optimizer.step()
             totals = self._over_processes(sums)
-            use = [] if tallies is None else routing.used(self._summed(tallies), self.task.top_k)
+            use = {name: routing.used(self._summed(tally), self.task.top_k[name]) for name, tally in tallies.items()}
             now = time.perf_counter()
-            yield Update(number + 1, totals.pop("loss"), totals, rate, norm, samples, now - started, use)
+            yield Update(number + 1, totals.pop("loss"), totals, rate, norm, samples, now - started, **use)
             started = time.perf_counter()
 
     def _agreement(self, micro_batches: list[Batch], samples: int) -> Agree:
@@ -145,7 +149,7 @@ class Loop:
 
     def _forward_backward(
         self, batch: Batch, samples: int, number: int, agree: Agree
-    ) -> tuple[dict[str, float], Tensor | None]:
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Add one micro-batch's gradient; returns its loss and terms, divided by the update's samples, and how its
         tokens were routed."""
         batch, rows, features = self._at_hand(batch)
@@ -154,7 +158,8 @@ class Loop:
             shared = features if self.teacher.shares_vision else None
             with self.accelerator.autocast():
                 targets = self.teacher.targets(batch, rows, shared)
-        result = self.wrapped(batch, features, targets, rows, samples, agree)
+        seen = None if self.see is None else self.see(batch)
+        result = self.wrapped(batch, features, targets, rows, samples, agree, seen)
         values = {"loss": result["loss"].detach(), **result["terms"]}
         values = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -163,7 +168,7 @@ class Loop:
             raise NonFiniteError("loss term " + ", ".join(named), number + 1, values, batch)
         # DDP averages gradients over processes; our loss is already divided by the samples of all of them.
         self.accelerator.backward(result["loss"] * self.accelerator.num_processes)
-        return values, result["routing"]
+        return values, {name: result[name] for name in self.task.top_k if result[name] is not None}
 
     def _clip(self, micro_batches: list[Batch], number: int, sums: dict[str, float]) -> float:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -179,8 +184,9 @@ class Loop:
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
             return dict(sums)
-        packed = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(sums, self._summed(packed).tolist(), strict=True))
+        names = sorted(sums)  # the same on every process, whatever its batches began with
+        packed = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(names, self._summed(packed).tolist(), strict=True))
 
     def _summed(self, local: Tensor) -> Tensor:
         """The sum over processes."""

@@ -6,20 +6,26 @@ error. Teachers and frozen towers stand outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distilvlm.data.batch import Batch
-from distilvlm.losses import gram
+from distilvlm.losses import Pair, Pictures, gram
 from distilvlm.losses.answers import Answers, Preferences, moves
-from distilvlm.losses.objective import Objective
+from distilvlm.losses.objective import Objective, Outcome
 from distilvlm.models import forward, parts, routing
+from distilvlm.models.adapters import Adapters
+from distilvlm.models.alone import Alone, Encoder
+from distilvlm.models.encoders import Seen
+from distilvlm.models.mixture import Choice, mixtures, tallied, watched
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import StageSpec
 from distilvlm.teachers import Targets
+
+from .encoders import Comparison, adapters_of, rules_of
 
 Agree = Callable[[Tensor], Tensor]
 """Sums of a micro-batch → the sums over its whole update."""
@@ -27,7 +33,7 @@ Agree = Callable[[Tensor], Tensor]
 
 def objective_of(stage: StageSpec) -> Objective:
     """The loss terms of a stage."""
-    return Objective(**stage.loss.model_dump(), reference=frozenset(stage.reference))
+    return Objective(**stage.loss.model_dump(), reference=frozenset(stage.reference), comparing=rules_of(stage))
 
 
 class FrozenBaseError(RuntimeError):
@@ -41,32 +47,72 @@ class Task(nn.Module):
         vlm: the student, with `requires_grad` already chosen for the stage.
         objective: the stage's loss terms.
         teacher_head: the teacher's output head if a term needs it, [vocab_teacher, d_teacher].
+        comparison: how the student is compared with encoders, where a term does so; its adapters are with the student.
 
     Raises:
-        ValueError: the balance of experts is asked of a dense student.
+        ValueError: the balance of experts is asked of a student without any.
     """
 
-    def __init__(self, vlm: VLM, objective: Objective, teacher_head: Tensor | None) -> None:
+    def __init__(
+        self,
+        vlm: VLM | Encoder,
+        objective: Objective,
+        teacher_head: Tensor | None,
+        comparison: Comparison | None = None,
+    ) -> None:
         super().__init__()
         self.student = vlm.model
         # Beside the stock model, not in it: here they are modules of what an engine wraps.
         self.adaptors = None if vlm.host is None else vlm.host.adaptors
         self.layout = vlm.layout
         self.objective = objective
+        self.comparison = comparison
+        if comparison is not None:
+            comparison.install(self.student)
+        found = adapters_of(self.student)
+        self._adapters = [] if found is None else list(found.parameters())
+        self._unreached = self._never_reached(found)
+        routed = [mixture for mixture in mixtures(self.student) if mixture.count > 1]
+        self._uncounted: Tensor | None = None  # what no picture adds to the tally of the tower's experts
+        if routed and self.vision_trains:
+            shape = len(routed), routed[0].count + 3
+            self._uncounted = torch.zeros(shape, dtype=torch.float64, device=self.student.device)
         self.teacher_gram: Tensor | None = None
         self.student_gram: Tensor | None = None
         self._build_grams(teacher_head)
         routers = routing.routers(self.student)
-        self.top_k = routers[0].top_k if routers else 0  # experts per token; 0: a dense student
+        self.top_k = {"routing": routers[0].top_k if routers else 0, "vision_routing": 1}  # experts that serve a token
         if objective.balance and not routers:
             raise ValueError(
                 "loss.balance is of experts, and the student is dense: upcycle it (transform: [{do: upcycle}]), or set "
                 "loss.balance to 0"
             )
+        if objective.expert_balance and not routed:
+            raise ValueError(
+                "loss.expert_balance is of experts of the vision tower, and it has no two in a layer: mix some in "
+                "(transform: [{do: mix, experts: 3}]), or set loss.expert_balance to 0"
+            )
+        if objective.expert_balance and not self.vision_trains:
+            raise ValueError(
+                "loss.expert_balance moves routers of the vision tower, of which nothing trains: add vision.router to "
+                "the stage's train, or set loss.expert_balance to 0"
+            )
+
+    def _never_reached(self, adapters: Adapters | None) -> list[Tensor]:
+        """What no term of this stage gives a gradient: adapters of teachers of other stages, and routers whose choice
+        is neither scaled nor balanced."""
+        found: list[Tensor] = []
+        if adapters is not None:
+            compared = adapters.teachers if self.comparison is not None else ()
+            found += [p for name, one in adapters.of.items() if name not in compared for p in one.parameters()]
+        if not self.objective.expert_balance:
+            routers = [one.router for one in mixtures(self.student) if one.router is not None and one.routing == "top1"]
+            found += [p for router in routers for p in router.parameters()]
+        return found
 
     def _build_grams(self, teacher_head: Tensor | None) -> None:
         """Gram matrices of frozen heads, built once per stage (they make the relation loss cheap)."""
-        if teacher_head is None or not self.objective.relation:
+        if teacher_head is None or not self.objective.relation or isinstance(self.student, Alone):
             return
         student_head = forward.head_weight(self.student)
         common = min(student_head.shape[0], teacher_head.shape[0])
@@ -106,25 +152,100 @@ class Task(nn.Module):
         rows: Tensor,
         samples_in_update: int,
         agree: Agree = lambda local: local,
+        seen: Mapping[str, Seen] | None = None,
     ) -> dict[str, Any]:
         """Loss of one micro-batch, already divided by the samples of the whole update.
 
         Returns {"loss": scalar with gradient, "terms": {name: detached scalar}, "routing": `routing.tallied` of a
-        sparse student, else None}; every value is a sum over this micro-batch, the first two divided by
-        `samples_in_update`, so values of micro-batches and processes simply add up.
+        sparse student, else None, "vision_routing": the same of a tower with experts}; every value is a sum over this
+        micro-batch, the first two divided by `samples_in_update`, so values of micro-batches and processes simply add
+        up.
 
         Args:
+            features: of a tower that does not train.
             samples_in_update: of a preference stage, its records.
             agree: for a loss that is a function of the whole update (`Objective.agrees`).
+            seen: what encoders saw in the batch's pictures, where the student is compared with them.
         """
-        model = self.student
+        tallies = {} if self._uncounted is None else {"vision_routing": self._uncounted}
+        chosen: list[Choice] = []
         if features is None and batch.pictures is not None:
-            features = forward.vision_features(model, self.layout, batch.pictures)
+            with watched(self.student) as chosen:
+                features = forward.vision_features(self.student, self.layout, batch.pictures)
+        pictures = self._pictures(batch, features, seen or {}, chosen)
+        if chosen and pictures is not None:
+            tallies["vision_routing"] = tallied(chosen, pictures.shares(batch.weights) > 0)
+        if self.objective.of_language:
+            outcome = self._of_language(batch, features, targets, rows, samples_in_update, agree, pictures, tallies)
+        elif pictures is not None:
+            outcome = self.objective.of_pictures(pictures, batch.weights, samples_in_update)
+        else:
+            outcome = Outcome(batch.weights.new_zeros(()), {})
+        loss = outcome.loss
+        if self.training and (idle := self._idle(batch)) is not None:
+            loss = loss + idle
+        terms = outcome.terms if pictures is not None else {**outcome.terms, **self._unseen(loss)}
+        return {"loss": loss, "terms": terms, "routing": None, "vision_routing": None, **tallies}
+
+    def _unseen(self, loss: Tensor) -> dict[str, Tensor]:
+        """The terms of pictures where there are none: every process tells of the same ones."""
+        names: list[str] = []
+        if self.comparison is not None:
+            teachers = self.comparison.teachers
+            names = ["encoder", *(f"{kind}.{name}" for name in teachers for kind in ("encoder", "encoder_weight"))]
+        names += ["expert_balance"] if self.objective.expert_balance else []
+        return dict.fromkeys(names, loss.new_zeros(()))
+
+    def _pictures(
+        self, batch: Batch, features: Tensor | None, seen: Mapping[str, Seen], chosen: Sequence[Choice]
+    ) -> Pictures | None:
+        """What the batch's pictures give to the loss, where a term asks for it."""
+        if batch.owners is None or features is None or not (self.objective.encoder or chosen):
+            return None
+        pairs: Sequence[Pair] = ()
+        if self.comparison is not None:
+            pairs = self.comparison.pairs(self.student, self.layout, features, seen)
+        return Pictures(batch.owners, pairs, [choice.probabilities for choice in chosen])
+
+    def _idle(self, batch: Batch) -> Tensor | None:
+        """A zero, connected to what trains and this batch does not reach. Without it DDP would wait for its gradient
+        for ever, and a stage that trains nothing else would have nothing to differentiate."""
+        unreached: list[Tensor] = []
+        zero: Tensor | None = None
+        if batch.owners is None and not batch.has_pictures:
+            if isinstance(self.student, Alone) or not self.objective.of_language:
+                unreached += self.student.model.vision_tower.parameters()  # pyright: ignore
+            else:
+                zero = forward.idle_projector(self.student)
+            unreached += self._adapters
+        else:
+            unreached += self._unreached
+        sums = [parameter.sum() * 0.0 for parameter in unreached if parameter.requires_grad]
+        if sums:
+            zero = torch.stack(sums).sum() if zero is None else zero + torch.stack(sums).sum()
+        return zero
+
+    def _of_language(
+        self,
+        batch: Batch,
+        features: Tensor | None,
+        targets: Targets | None,
+        rows: Tensor,
+        samples_in_update: int,
+        agree: Agree,
+        pictures: Pictures | None,
+        tallies: dict[str, Tensor],
+    ) -> Outcome:
+        """The terms that the language model is run for."""
+        assert not isinstance(self.student, Alone)  # the schema refuses such a term
         hidden, seen = self._hidden_states(batch, features)
         real = batch.attention_mask.flatten().bool()  # [samples * length]
-        outcome = self.objective(
+        if seen:
+            # Neither stand-ins nor idle batches.
+            tallies["routing"] = routing.tallied(seen, real & (batch.weights != 0).repeat_interleave(batch.length))
+        return self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
-            student_head=forward.head_weight(model),
+            student_head=forward.head_weight(self.student),
             teacher_hidden=None if targets is None else targets.hidden,
             teacher_head=None if targets is None else targets.head,
             rows=rows,
@@ -139,17 +260,12 @@ class Task(nn.Module):
             router_probabilities=[layer.probabilities for layer in seen],
             attention_mask=batch.attention_mask,
             preferences=_preferences(batch, agree) if self.objective.preference else None,
+            pictures=pictures,
         )
-        loss = outcome.loss
-        if not batch.has_pictures and self.training:
-            # Without pictures the projector is not in the graph: DDP would wait for its gradient for ever, and a stage
-            # that trains only the projector would have nothing to differentiate.
-            loss = loss + forward.idle_projector(model)
-        counted = real & (batch.weights != 0).repeat_interleave(batch.length)  # neither stand-ins nor idle batches
-        return {"loss": loss, "terms": outcome.terms, "routing": routing.tallied(seen, counted) if seen else None}
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
         """[samples, length, d], and where a sparse student's tokens went, layer by layer."""
+        assert not isinstance(self.student, Alone)
         real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
         with routing.watched(self.student, real) as seen:
             return forward.hidden_states(self.student, self.layout, batch, features), seen
@@ -160,6 +276,7 @@ class Task(nn.Module):
         if features is None and batch.pictures is not None:
             features = forward.vision_features(self.student, self.layout, batch.pictures)
         hidden, _ = self._hidden_states(batch, features)
+        assert not isinstance(self.student, Alone)
         head = forward.head_weight(self.student)
         answers = Answers.of(
             hidden.flatten(0, 1)[rows], head, rows, batch.length, batch.response_rows, batch.response_targets

@@ -27,7 +27,7 @@ def held_out(items: Sequence[Item], share: float, seed: int, digest: Callable[[s
         contents.append(own)
         for other in own[1:]:
             groups.join(own[0], other)
-    return [_draw(groups.of(own[0]), seed) < share for own in contents]
+    return [drawn(groups.of(own[0]), seed) < share for own in contents]
 
 
 def _of_text(item: Item) -> str:
@@ -35,7 +35,7 @@ def _of_text(item: Item) -> str:
     return hashlib.sha256("\0".join(turn.text for turn in turns).encode("utf-8", "replace")).hexdigest()
 
 
-def _draw(content: str, seed: int) -> float:
+def drawn(content: str, seed: int) -> float:
     """A number in [0, 1) out of content and seed."""
     digest = hashlib.sha256(f"{seed}:{content}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,40 @@
+"""Measuring vision encoders by themselves, without a language model: what their vectors tell of labelled pictures, and
+how near they come to their teachers' features. Read `measured.py` first, then `error.py`."""
+
+from distilvlm.evaluate.encoders.error import (
+    PREDICTS_THE_MEAN,
+    Compared,
+    feature_errors,
+    feature_questions,
+    predicting_the_mean,
+)
+from distilvlm.evaluate.encoders.features import Pooling, Vectors
+from distilvlm.evaluate.encoders.labelled import labelled, pictures, taken
+from distilvlm.evaluate.encoders.measured import Labels, measured, scored
+from distilvlm.evaluate.encoders.measures import FEATURE_ERROR, KNN, LABELS, PROBE
+from distilvlm.evaluate.encoders.nearest import NEIGHBOURS, nearest
+from distilvlm.evaluate.encoders.probe import Probe, fitted
+
+__all__ = [
+    "FEATURE_ERROR",
+    "KNN",
+    "LABELS",
+    "NEIGHBOURS",
+    "PREDICTS_THE_MEAN",
+    "PROBE",
+    "Compared",
+    "Labels",
+    "Pooling",
+    "Probe",
+    "Vectors",
+    "feature_errors",
+    "feature_questions",
+    "fitted",
+    "labelled",
+    "measured",
+    "nearest",
+    "pictures",
+    "predicting_the_mean",
+    "scored",
+    "taken",
+]

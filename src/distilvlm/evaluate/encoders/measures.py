@@ -1,0 +1,88 @@
+"""What encoders are measured by, as measures like any other: intervals over pictures, paired differences, tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from distilvlm.evaluate.encoders.nearest import NEIGHBOURS
+from distilvlm.evaluate.measures import Answered, Figure, Measure
+from distilvlm.evaluate.questions import Question
+
+
+def _words(question: Question, prediction: str) -> Mapping[str, Any]:
+    return {}
+
+
+def _accuracy(title: str, about: str) -> tuple[Figure]:
+    return (Figure("exact_match", title, lambda one: (one.exact, 1), about=about),)
+
+
+KNN = Measure(
+    "knn",
+    _accuracy(
+        "k-NN accuracy",
+        f"Right classes of all, where the {NEIGHBOURS} training pictures that look most alike to the encoder vote.",
+    ),
+    _words,
+)
+
+PROBE = Measure(
+    "probe",
+    _accuracy(
+        "linear probe accuracy",
+        "Right classes of all by a linear classifier on the frozen encoder's vectors.",
+    ),
+    _words,
+)
+
+LABELS = {measure.name: measure for measure in (KNN, PROBE)}
+"""Measures of labelled pictures, by the name that files and commands have for them."""
+
+
+_WRITTEN = re.compile(r"([^ ]+), predicting the mean ([^ ]+)")
+
+
+def written(error: float, mean: float) -> str:
+    """The answer to a question of features: the error, and that of predicting the mean."""
+    return f"{error:.6g}, predicting the mean {mean:.6g}"
+
+
+def _judged(question: Question, prediction: str) -> Mapping[str, Any]:
+    found = _WRITTEN.fullmatch(prediction)
+    if found is None:
+        raise ValueError(f"{prediction!r} is no error of features: 'ERROR, predicting the mean ERROR' is expected")
+    error, mean = map(float, found.groups())
+    verdict = f"{error / mean:.0%} of the mean's error" if mean else "the mean is exact"
+    teacher = question.meta["teacher"]
+    return {"teacher": teacher, "error": error, "mean": mean, "right": error < mean, "verdict": verdict}
+
+
+def _explained(one: Answered) -> tuple[float, float]:
+    return one.details["mean"] - one.details["error"], one.details["mean"]
+
+
+_OF_THE_MEAN = (
+    "Squared distance to the teachers' features on pictures that were not trained on, as a share of what always "
+    "predicting their mean over training pictures (each place of the grid its own) has. Below 100% something was "
+    "learned; teachers count alike."
+)
+
+FEATURE_ERROR = Measure(
+    "feature_error",
+    (
+        Figure(
+            "feature_error",
+            "feature error relative to the mean's",
+            lambda one: (one.details["error"], one.details["mean"]),
+            better="lower",
+            about=_OF_THE_MEAN,
+        ),
+        Figure("explained", "explained (R²)", _explained, about="100% minus the feature error.", headline=False),
+    ),
+    _judged,
+    category="teacher",
+)
+"""Every question is one teacher's features of one picture, the answer an error beside that of predicting the mean; both
+in units of the latter's average for that teacher, so that teachers count alike."""
