@@ -63,11 +63,11 @@ def of_stage(
     own = {name: p for name, p in vlm.model.named_parameters() if not name.startswith("adapters.")}
     if last and isinstance(vlm, Encoder):
         model = safetensors_bytes(own) + EXPORTED_ALONE
-    elif last and vlm.host is not None and vlm.adaptors:
+    elif last and isinstance(vlm, VLM) and vlm.host is not None and vlm.adaptors:
         adaptors = [dict(vlm.host[name].named_parameters()) for name in vlm.adaptors]
         projector = dict(vlm.model.model.multi_modal_projector.named_parameters())
         model = sum(safetensors_bytes(tensors) + DESCRIBED for tensors in [*adaptors, projector])
-    elif last:
+    elif last and isinstance(vlm, VLM):
         rows = max(vlm.embedding_rows, vlm.image_id + 1)
         width: int = vlm.model.get_input_embeddings().weight.shape[1]  # pyright: ignore
         added = (rows - vlm.embedding_rows) * width * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import sizes
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Insert, Recipe, StageSpec
@@ -18,13 +19,13 @@ RATE = 1e-3
 for the projector alone, and the one that trains adaptors 2e-5."""
 
 
-def check(recipe: Recipe, shapes: Mapping[str, VLM]) -> list[Finding]:
+def check(recipe: Recipe, shapes: Mapping[str, VLM | Encoder]) -> list[Finding]:
     """Every stage that trains adaptors; `shapes` as shapes.py gives them."""
     found: list[Finding] = []
     for stage in recipe.stages:
-        if stage.name not in shapes:
+        student = shapes.get(stage.name)
+        if not isinstance(student, VLM):
             continue
-        student = shapes[stage.name]
         if stage.inserts is not None:
             found += [*_told(stage, stage.inserts, student), *_idle(recipe, stage, stage.inserts)]
         if student.adaptors:

@@ -97,7 +97,7 @@ def _terms(
     theirs = () if teacher is None else teacher.vlm.trees
     with untouched(*student.trees, *theirs), as_found(student):  # a sparse student shares most of it
         for stage in recipe.stages:
-            if stage.inserts is not None:
+            if stage.inserts is not None and isinstance(student, VLM):
                 with_adaptor(student, stage.inserts)
             if stage.name not in data or stage.name not in shapes:
                 continue

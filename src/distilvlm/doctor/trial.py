@@ -19,6 +19,7 @@ from distilvlm.data.collate import collate
 from distilvlm.losses.answers import Answers, Preferences
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward
+from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import Parameters, freeze
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import TERMS
@@ -279,7 +280,7 @@ def untouched(*models: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_found(student: VLM) -> Iterator[None]:
+def as_found(student: VLM | Encoder) -> Iterator[None]:
     """Behind it, the student has the adaptors that it had before, and the same one is active."""
     before, workflow = student.adaptors, None if student.host is None else student.host.active
     try:

@@ -246,7 +246,7 @@ def _leaves(model: Model) -> dict[str, Parameters]:
     return parts
 
 
-def active_adaptor(model: LlavaForConditionalGeneration) -> str | None:
+def active_adaptor(model: Model) -> str | None:
     """The one adaptor that is active; None where there is none, or several in one batch."""
     host = Host.of(model)
     return host.active if host is not None and isinstance(host.active, str) and host.active != TEXT else None

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from distilvlm.data import DataReport
+from distilvlm.models.alone import Encoder
 from distilvlm.models.files import write_whole
 from distilvlm.models.parts import by_leaf
 from distilvlm.models.upcycling import active_parameters, upcycled_layers
@@ -85,7 +86,7 @@ def end(file: Path) -> None:
 def stage(
     file: Path,
     spec: StageSpec,
-    student: VLM,
+    student: VLM | Encoder,
     trains: Mapping[str, Mapping[str, nn.Parameter]],
     report: DataReport,
     updates: int,
@@ -115,10 +116,10 @@ def stage(
     _write(file, content | adaptors(student))
 
 
-def adaptors(student: VLM) -> dict[str, Any]:
+def adaptors(student: VLM | Encoder) -> dict[str, Any]:
     """What a student's adaptors are, and the base that they leave as it is; nothing of one without any."""
     host = student.host
-    if host is None or not student.adaptors:
+    if not isinstance(student, VLM) or host is None or not student.adaptors:
         return {}
     parts = {leaf: members for leaf, members in by_leaf(student.model).items() if leaf.startswith("adaptor.")}
     return {

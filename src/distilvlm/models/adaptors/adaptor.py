@@ -64,10 +64,14 @@ class Adaptor(nn.Module):
         self.layers = layers
         for name in ("gates", "embed_tokens", "norm", "lm_head", "projector"):
             self.add_module(name, others[name])
-        if config.tied:
+        self.tie()
+        self.requires_grad_(True)
+
+    def tie(self) -> None:
+        """Make the head's weight the embedding's, where the configuration says so."""
+        if self.config.tied:
             assert self.embed_tokens is not None and self.lm_head is not None
             self.lm_head.weight = self.embed_tokens.weight
-        self.requires_grad_(True)
 
     def place(self, slot: int) -> None:
         """Take the slots of a key-value cache from `slot` on."""
@@ -109,7 +113,7 @@ def from_base(base: Anatomy, config: AdaptorConfig, full_precision: FullPrecisio
         made = _plain_twin(module, base, index)
         found = full_precision.tensors(names, list(made.state_dict()), weight_of(base.embed_tokens).dtype)
         made.load_state_dict(found, strict=True, assign=True)
-        return made.to(weight_of(base.embed_tokens).device)
+        return made.to(_device(module))
 
     def layer(position: int) -> nn.Module:
         tail = f"{base.layers_name.rpartition('.')[2]}.{position}"
@@ -164,14 +168,14 @@ def from_state(base: Anatomy, config: AdaptorConfig, state: Mapping[str, Tensor]
     ):
         if names:
             raise ValueError(f"the adaptor {what} {len(names)} tensors for this host and form: {sorted(names)[:3]}")
-    device = weight_of(base.embed_tokens).device
-    held = {name: value.to(device) for name, value in state.items()}
+    held = dict(state)
     if config.tied:
         held["lm_head.weight"] = held["embed_tokens.weight"]
     made.load_state_dict(held, strict=True, assign=True)
-    if made.config.tied:
-        assert made.embed_tokens is not None and made.lm_head is not None
-        made.lm_head.weight = made.embed_tokens.weight
+    made.to(_device(base.embed_tokens))
+    for layer, position in zip(made.layers, config.positions, strict=True):
+        layer.to(_device(base.layers[position]))
+    made.tie()
     return made.requires_grad_(True)
 
 
@@ -236,17 +240,23 @@ def _assembled(base: Anatomy, config: AdaptorConfig, layers: list[nn.Module], **
         "projector": config.projector,
     }
     others: dict[str, nn.Module | None] = {name: parts[name]() if own else None for name, own in wanted.items()}
-    gates = None if config.structure == "c" else nn.ModuleList(_gate(base, config) for _ in layers)
+    gates = None if config.structure == "c" else nn.ModuleList(_gate(base, config, p) for p in config.positions)
     return Adaptor(config, nn.ModuleList(layers), gates=gates, **others)
 
 
-def _gate(base: Anatomy, config: AdaptorConfig) -> nn.Module:
-    like = weight_of(base.embed_tokens)
-    with torch.device(like.device), no_init_weights():
+def _gate(base: Anatomy, config: AdaptorConfig, position: int) -> nn.Module:
+    with torch.device("meta"):  # nothing is drawn
         gate = Scale() if config.gate == "scalar" else nn.Linear(base.width, base.width)
-    for parameter in gate.parameters():
-        parameter.data = torch.zeros_like(parameter, dtype=like.dtype)
+    gate = gate.to(weight_of(base.embed_tokens).dtype).to_empty(device=_device(base.layers[position]))
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.zero_()
     return gate
+
+
+def _device(module: nn.Module) -> torch.device:
+    held = next(itertools.chain(module.parameters(), module.buffers()))
+    return held.device
 
 
 def _projector(base: Anatomy) -> nn.Module:
