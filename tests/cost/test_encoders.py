@@ -61,7 +61,8 @@ def test_a_tower_takes_what_it_really_takes(alone: Recipe) -> None:
     student = student_of(alone, meta=False)
     counted, operations = seeing(student, 3, trains=True, checkpointing=False)
     frozen, once = seeing(_frozen(student), 3, trains=False, checkpointing=False)
-    assert 2.5 * once < operations < 3.5 * once and frozen < counted  # forward and twice as much back
+    # Forward, and twice as much back through two of the three blocks: the last is behind the layer that is read.
+    assert 2 * once < operations < 3 * once and frozen < counted
     student.model.requires_grad_(True)
     canvases = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     with Live([*student.model.parameters(), *student.model.buffers(), canvases]) as live:
@@ -101,7 +102,7 @@ def test_the_disk_is_as_written(alone: Recipe, tmp_path: Path, monkeypatch: pyte
     beside = (run.directory / "adapters" / "adapters.safetensors").stat().st_size
     assert expected[-1].disk["finished student"] == pytest.approx(model + beside, rel=0.15)
     events = (run.directory / "events.jsonl").stat().st_size
-    assert sum(one.disk["events"] for one in expected) == pytest.approx(events, rel=0.15)
+    assert sum(one.disk["events"] for one in expected) == pytest.approx(events, rel=0.25)
 
 
 def test_a_plan_says_what_each_encoder_gives_and_what_keeping_it_takes(

@@ -18,7 +18,7 @@ from distilvlm.models.encoders import Seen
 from distilvlm.models.mixture import mixtures
 from distilvlm.models.parts import Parameters
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import TERMS, Recipe, StageSpec
+from distilvlm.recipe import TERMS, ComparisonSpec, Recipe, StageSpec
 from distilvlm.teachers.encoders import Look, Shape, moved, used
 from distilvlm.train import Task, objective_of
 from distilvlm.train.encoders import Comparison, rules_of
@@ -56,6 +56,10 @@ def check(recipe: Recipe, students: Mapping[str, VLM | Encoder]) -> list[Finding
             found.append(Finding("mixture.mix", "ok", _told(stage), stage=stage.name))
         if stage.loss.encoder:
             found += _rules(stage)
+        elif stage.encoder != ComparisonSpec():
+            text = "the stage says how it compares with encoders, and loss.encoder is 0: it doesn't"
+            fix = f"give stages.{stage.name}.loss.encoder a weight (MoVE-KD's: 0.5), or remove its encoder section"
+            found.append(Finding("encoders.rules", "warning", text, fix, stage.name))
         if stage.name in students:
             found += _mixture(recipe, stage, students[stage.name])
     return found

@@ -12,7 +12,7 @@ import torch
 from distilvlm.models.compose import build_student
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
 from distilvlm.teachers.encoder_cache import EncoderCache
-from distilvlm.teachers.encoders import EncoderTeachers
+from distilvlm.teachers.encoders import EncoderTeachers, used
 
 from .encoders import described, pictures_of
 
@@ -32,6 +32,10 @@ class Filling:
         if recipe.cache is None:
             raise RecipeError(
                 f"recipe '{recipe.name}' keeps no features of encoders: name a directory (--set cache.path=DIR)"
+            )
+        if not used(recipe):
+            raise RecipeError(
+                f"recipe '{recipe.name}': no stage compares with encoders (loss.encoder): nothing to keep"
             )
         self.rank, self.world = (
             int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))

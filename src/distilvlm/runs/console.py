@@ -37,7 +37,12 @@ def reporter(console: Console | None) -> Reporter:
 def _terms(update: Update) -> str:
     values = [f"loss {update.loss:.4f}"]
     if len(update.terms) > 1:
-        values += [f"{name} {value:.4f}" for name, value in update.terms.items()]
+        # Of each encoder its distance, behind their sum; what it counts is in the events.
+        values += [
+            f"{name.removeprefix('encoder.')} {value:.4f}"
+            for name, value in update.terms.items()
+            if not name.startswith("encoder_weight.")
+        ]
     return "  ".join(values)
 
 
