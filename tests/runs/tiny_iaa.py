@@ -1,4 +1,4 @@
-"""IAA small enough to run in a second: a projector's alignment, an adaptor, and a second one, over the parts of `tiny`."""
+"""IAA small enough to run in a second: a projector's alignment, an adaptor, and a second one, over `tiny`'s parts."""
 
 from __future__ import annotations
 
