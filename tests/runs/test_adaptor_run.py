@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import distilvlm
+from distilvlm import cli
 from distilvlm.cost import estimate
 from distilvlm.cost.meter import bytes_under
 from distilvlm.data import read
@@ -218,6 +219,25 @@ def test_a_mixed_batch_answers_as_each_workflow_does_alone(recipe: Path, finishe
     assert mixed == [alone[name][index] for index, name in enumerate(workflows)]
     assert len({tuple(answers) for answers in alone.values()}) == 3
     assert finished.workflow == "text"
+
+
+def test_the_command_line_asks_a_workflow_by_name(
+    recipe: Path, whole: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_configure_logging", lambda: None)
+    files = ["--data", recipe.parent / "questions.json", "--images", recipe.parent / "pictures"]
+    asking = ["distilvlm", "evaluate", whole[0] / "model", *files, "--json", "--max-new-tokens", 2]
+
+    def said(*options: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", [*map(str, asking), *options])
+        with pytest.raises(SystemExit):
+            cli.main()
+        told = capsys.readouterr()
+        return told.out, told.err
+
+    assert json.loads(said()[0])["workflow"] == "grounding"  # the last that was inserted
+    assert json.loads(said("--workflow", "text")[0])["workflow"] == "text"
+    assert "no workflow 'see' in this model: there is text, multimodal, grounding" in said("--workflow", "see")[1]
 
 
 def test_a_recipe_goes_on_from_a_directory_of_adaptors(

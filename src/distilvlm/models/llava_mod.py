@@ -38,7 +38,7 @@ from transformers.initialization import no_init_weights
 
 from .image_token import place_image_token
 from .save import Geometry
-from .sources import NotHere, config_of, tokenizer_of
+from .sources import NotHere, config_of, require_tensors, tokenizer_of
 from .towers import checkpoint_statistics, family_statistics, layout_of, pretrained_tower, vision_half
 from .upcycling import sparse_config, zeros
 from .vlm import VLM
@@ -296,15 +296,7 @@ def output_head(head: Tensor | None, body: Mapping[str, Tensor], text: Pretraine
 
 
 def _fill(model: LlavaForConditionalGeneration, state: Mapping[str, Tensor], place: Path) -> None:
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    other = {name for name in wanted.keys() & state.keys() if wanted[name] != tuple(state[name].shape)}
-    for what, names in (
-        ("lacks", wanted.keys() - state.keys()),
-        ("has unknown", state.keys() - wanted.keys()),
-        ("has another shape for", other),
-    ):
-        if names:
-            raise ValueError(f"checkpoint {place} {what} {len(names)} tensors (stock names): {sorted(names)[:3]}")
+    require_tensors(f"checkpoint {place}", model.state_dict(), state, "stock names")
     model.load_state_dict(dict(state), strict=True, assign=True)
     model.tie_weights()
     model.requires_grad_(True)

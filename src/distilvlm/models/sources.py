@@ -7,12 +7,13 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from .architectures import published
@@ -166,6 +167,22 @@ def pretrained(load: Callable[..., Any], source: str, dtype: torch.dtype, ignore
         if keys:
             raise ValueError(f"checkpoint {source} {what} {len(keys)} tensors of {type(model).__name__}: {keys[:3]}")
     return model
+
+
+def require_tensors(told: str, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], names: str) -> None:
+    """Raises ValueError where `state` lacks a tensor of `wanted`, has one more, or one of another shape.
+
+    Args:
+        told: whose tensors they are; `names`: what their names are, or for what.
+    """
+    other = {name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape}
+    for what, found in (
+        ("lacks", wanted.keys() - state.keys()),
+        ("has unknown", state.keys() - wanted.keys()),
+        ("has another shape for", other),
+    ):
+        if found:
+            raise ValueError(f"{told} {what} {len(found)} tensors ({names}): {sorted(found)[:3]}")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
+from ..sources import require_tensors
 from .anatomy import Anatomy, weight_of
 from .config import AdaptorConfig
 from .precision import FullPrecision, is_plain
@@ -160,14 +161,7 @@ def from_state(base: Anatomy, config: AdaptorConfig, state: Mapping[str, Tensor]
         lm_head=lambda: _skeleton(base.lm_head, base),
         projector=lambda: _skeleton(_projector(base), base),
     )
-    wanted = {name: tuple(value.shape) for name, value in made.own_state().items()}
-    for what, names in (
-        ("lacks", wanted.keys() - state.keys()),
-        ("has unknown", state.keys() - wanted.keys()),
-        ("has another shape for", {n for n in wanted.keys() & state.keys() if wanted[n] != tuple(state[n].shape)}),
-    ):
-        if names:
-            raise ValueError(f"the adaptor {what} {len(names)} tensors for this host and form: {sorted(names)[:3]}")
+    require_tensors("the adaptor", made.own_state(), state, "for this host and form")
     held = dict(state)
     if config.tied:
         held["lm_head.weight"] = held["embed_tokens.weight"]

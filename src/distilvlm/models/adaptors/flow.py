@@ -2,7 +2,8 @@
 
 In the workflow "text" each returns at once, and the output stays the very tensor that it was. In a batch of several
 workflows all rows share the host's layers; an adaptor's modules run on its rows only, with masks and positions cut to
-them where these differ between rows.
+them where these differ between rows. What a row gets is what its workflow gives alone up to rounding (1e-5 in fp32):
+products over fewer rows are summed in another order.
 """
 
 from __future__ import annotations
