@@ -88,7 +88,7 @@ def test_the_same_call_asks_and_trains_nothing_again(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr("distilvlm.compare.ask.evaluate", never)
+    monkeypatch.setattr("distilvlm.compare.questions.evaluate", never)
     again = compare(comparison, out)
     assert again.seeds[0].rows == first.seeds[0].rows
     changed(

@@ -142,7 +142,7 @@ def test_answers_that_are_kept_are_judged_anew(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr("distilvlm.compare.ask.evaluate", never)
+    monkeypatch.setattr("distilvlm.compare.questions.evaluate", never)
     (tmp_path / "words.txt").write_text("\n".join([*COLOURS[1:], f"{COLOURS[0]}, picture"]))
     again = compare(changed(comparison, "told", synonyms="./words.txt"), out)
     assert _predictions(again) == _predictions(first)

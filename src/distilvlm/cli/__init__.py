@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import cache, checkpoints, commands, data, doctor, grounding, hallucination, report
+from . import cache, checkpoints, commands, data, doctor, grounding, hallucination, report, text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app.add_typer(doctor.app)
 app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)
+app.add_typer(text.app)
 
 
 def _configure_logging() -> None:

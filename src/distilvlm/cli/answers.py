@@ -84,11 +84,14 @@ class Asking:
         return {**whose, "data": names(data)}
 
     def called(self, answers: Path | Sequence[Path] | None) -> str:
-        """The model's name in a table: of RUN/model that of the run."""
-        if self.model is None:
-            return file_name(answers)
-        path = Path(self.model)
-        return path.parent.name if path.name == "model" and path.parent.name else path.name
+        """The model's, or its answers', name in a table."""
+        return file_name(answers) if self.model is None else model_name(self.model)
+
+
+def model_name(model: str) -> str:
+    """A model's name in a table: of RUN/model that of the run."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def file_name(answers: Path | Sequence[Path] | None, taken: Mapping[str, Any] | None = None) -> str:

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import torch
 
-from distilvlm.evaluate import Evaluation, answered, evaluate
+from distilvlm.evaluate import Evaluation
 from distilvlm.models.features import FeatureReader
 from distilvlm.models.files import sha256, write_whole
 from distilvlm.models.save import geometry_of, load
 from distilvlm.recipe import Recipe
 
-from .questions import QuestionSet
+from .prepare import content
+from .questions import Questions
+
+ASKED = {"template", "batch", "max_new_tokens", "workflow", "task", "split", "shots", "limit", "window", "stride"}
+"""What of a question set's fields an answer depends on."""
 
 
 class Asker:
     """The questions of a comparison, put to one student after the other."""
 
-    def __init__(self, sets: Mapping[str, QuestionSet]) -> None:
+    def __init__(self, sets: Mapping[str, Questions]) -> None:
         self._sets = sets
 
     def ask(self, name: str, model: Path, recipe: Recipe, answers: Path) -> dict[str, Evaluation]:
@@ -39,18 +43,8 @@ class Asker:
                     continue
                 if vlm.adaptors:
                     vlm.use(questions.spec.workflow)
-                results[label] = evaluate(
-                    vlm,
-                    questions.asked,
-                    geometry_of(model),
-                    measure=questions.measure,
-                    template=questions.spec.template,
-                    batch_size=questions.spec.batch,
-                    max_new_tokens=questions.spec.max_new_tokens,
-                    features=features,
-                    out=answers / label / f"{name}.jsonl",
-                    by_picture=True,
-                )
+                out = answers / label / f"{name}.jsonl"
+                results[label] = questions.ask(vlm, geometry_of(model), features, out)
                 stamp = json.dumps(self._stamp(label, model, recipe))
                 write_whole(answers / label / f"{name}.asked.json", stamp.encode())
         return {label: result for label, result in results.items() if result is not None}
@@ -59,17 +53,14 @@ class Asker:
         stamp, out = (answers / label / f"{name}{end}" for end in (".asked.json", ".jsonl"))
         if not (stamp.exists() and out.exists() and json.loads(stamp.read_text()) == self._stamp(label, model, recipe)):
             return None
-        # Judged anew: an answer depends on model and question alone, what it is worth on synonyms and annotations, too.
-        found = self._sets[label].score([sample.prediction for sample in answered(out)])
-        found.write(out)
-        return found
+        return self._sets[label].again(out)
 
     def _stamp(self, label: str, model: Path, recipe: Recipe) -> dict[str, object]:
         """All that an answer depends on."""
         spec = self._sets[label].spec
         return {
             "model": sha256(model / "manifest.json"),
-            "questions": sha256(Path(spec.path)),
+            "questions": content(self._sets[label].place),
             "precision": recipe.machine.precision,
-            **spec.model_dump(include={"template", "batch", "max_new_tokens", "workflow"}, exclude_none=True),
+            **spec.model_dump(include=ASKED, exclude_none=True),
         }

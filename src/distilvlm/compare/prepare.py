@@ -34,7 +34,7 @@ def converted(name: str, spec: Conversion, directory: Path) -> None:
     stamp = directory / f"{name}.made.json"
     source = Path(spec.source)
     wanted = json.loads(spec.model_dump_json(by_alias=True))
-    wanted["content"] = _content(source)
+    wanted["content"] = content(source)
     if stamp.exists():
         made = json.loads(stamp.read_text())
         files = [directory / file for file in made["files"]]
@@ -49,7 +49,7 @@ def converted(name: str, spec: Conversion, directory: Path) -> None:
     write_whole(stamp, (json.dumps(made, indent=1) + "\n").encode())
 
 
-def _content(source: Path) -> str:
+def content(source: Path) -> str:
     """A hash that changes with the file, or with the names and sizes of what a directory holds."""
     if source.is_file():
         return sha256(source)
@@ -62,7 +62,7 @@ def keep_features(recipe: Recipe, recipes: Iterable[Recipe], questions: Iterable
     store = recipe.pictures.features
     assert store is not None
     sources = [spec for one in recipes if one.pictures.features == store for spec in one.data.values()]
-    sources += [one.source for one in questions]
+    sources += [one.source for one in questions if not one.of_text]
     pictures = {path for spec in sources for record in read(spec, "pictures").records for path in record.images}
     vlm = build(recipe.student, recipe.seed)
     if torch.cuda.is_available():

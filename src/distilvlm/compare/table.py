@@ -16,7 +16,7 @@ from distilvlm.evaluate import Evaluation, Figure, Interval, difference
 from distilvlm.models.files import write_whole
 from distilvlm.runs import about
 
-from .schema import BASELINES, Comparison
+from .schema import Comparison
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Results:
             for figure in self._headlines(name):
                 table = Table(
                     title=f"{spec.title}: {self._measure(name, figure)}",
-                    caption="in brackets 95% bootstrap intervals over pictures; differences are paired",
+                    caption=f"in brackets 95% {self._any(name).summary()['intervals']}; differences are paired",
                     title_justify="left",
                     caption_justify="left",
                 )
@@ -132,7 +132,7 @@ class Results:
 
     def _any(self, name: str) -> Evaluation:
         """An evaluation of the set, for what is the same in all of them."""
-        return self.seeds[0].rows[name][BASELINES[0]]
+        return next(iter(self.seeds[0].rows[name].values()))
 
     def _headlines(self, name: str) -> list[Figure]:
         return [figure for figure in self._any(name).measure.figures if figure.headline]
@@ -144,8 +144,10 @@ class Results:
 
     def _measure(self, name: str, figure: Figure) -> str:
         row = self._any(name)
+        pictures = row.summary()["pictures"]
+        about = f"{row.n:,} questions" + (f" on {pictures:,} pictures" if pictures else "")
         lower = " (lower is better)" if figure.better == "lower" else ""
-        return f"{row.n:,} questions on {row.summary()['pictures']:,} pictures, {figure.title} in %{lower}"
+        return f"{about}, {figure.title}{' in %' if figure.percent else ''}{lower}"
 
     def _header(self, first: str) -> list[str]:
         return [first, "language model", *(f"seed {seed.seed}" for seed in self.seeds)]

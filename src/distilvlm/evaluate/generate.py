@@ -75,7 +75,7 @@ def answer(
     answers = [""] * len(records)
     # The longest first: a batch that does not fit into memory fails at once, and padding stays short.
     order = sorted(prompts, key=lambda index: (-len(prompts[index].input_ids), records[index].images, index))
-    with _evaluating(vlm), torch.no_grad(), _Pictures(vlm, geometry, features) as pictures:
+    with evaluating(vlm), torch.no_grad(), _Pictures(vlm, geometry, features) as pictures:
         for start in range(0, len(order), batch_size):
             _raise_unless(bad is not None, rejected)
             batch = pictures.load(order[start : start + batch_size], records, rejected)
@@ -217,7 +217,7 @@ def _answering(vlm: VLM, workflows: list[str] | None) -> AbstractContextManager[
 
 
 @contextmanager
-def _evaluating(vlm: VLM) -> Iterator[None]:
+def evaluating(vlm: VLM) -> Iterator[None]:
     """Every module in evaluation mode, and afterwards as it was."""
     modes = [(module, module.training) for tree in vlm.trees for module in tree.modules()]
     vlm.train(False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from distilvlm.evaluate.metrics import Interval, accurate, exact_match
+from distilvlm.evaluate.metrics import Interval, Transform, accurate, exact_match
 from distilvlm.evaluate.questions import Question
 
 
@@ -65,6 +65,7 @@ class Figure:
     about: str = ""  # a sentence for whoever reads a report
     percent: bool = True  # a share; otherwise a number as it is
     headline: bool = True  # stands in tables; others are folded away, or in JSON only
+    transform: Transform | None = field(default=None, compare=False)  # the number is this of the quotient of the sums
 
     def text(self, value: Interval | None) -> str:
         """The value with its interval, for a sentence: `87.1% (86.5 to 87.7)`."""

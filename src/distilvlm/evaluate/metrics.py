@@ -21,6 +21,13 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 _APOSTROPHE = re.compile(r"['’]")
 
 
+Parts = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+"""Numerators and denominators of a ratio of sums, [n] each."""
+
+Transform = Callable[[np.ndarray], np.ndarray]
+"""What a figure is of a ratio of sums, [m] each."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean, or another figure, and its 95% bootstrap interval, as shares (0 to 1; differences -1 to 1)."""
@@ -80,6 +87,7 @@ def ratio(
     clusters: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    transform: Transform | None = None,
 ) -> Interval | None:
     """Sum of `numerators` [n] / sum of `denominators` [n] with its 95% interval: both sums are drawn anew, together.
 
@@ -88,13 +96,15 @@ def ratio(
 
     Args:
         clusters: as of `interval`.
+        transform: what the figure is of that quotient: a perplexity is exp of a mean.
 
     Raises ValueError without values, or when the numbers of numerators and denominators differ.
     """
     columns = _columns(numerators, denominators)
     if not columns[:, 1].sum():
         return None
-    return _bootstrap(columns, lambda totals: _divided(totals[:, 0], totals[:, 1]), clusters, resamples, seed)
+    of = transform or _as_it_is
+    return _bootstrap(columns, lambda totals: of(_divided(totals[:, 0], totals[:, 1])), clusters, resamples, seed)
 
 
 def paired_difference(
@@ -113,16 +123,13 @@ def paired_difference(
     return found
 
 
-Parts = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
-"""Numerators and denominators of a ratio of sums, [n] each."""
-
-
 def paired_ratios(
     a: Parts,
     b: Parts,
     clusters: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    transform: Transform | None = None,
 ) -> Interval | None:
     """The first `ratio` minus the second, over the same samples, with its 95% interval; None where one is undefined.
 
@@ -131,13 +138,15 @@ def paired_ratios(
     first, second = _columns(*a), _columns(*b)
     if first.shape != second.shape:
         raise ValueError(f"a paired difference needs the same samples twice, not {len(first)} and {len(second)}")
-    if (first[:, 1] == second[:, 1]).all():
+    if transform is None and (first[:, 1] == second[:, 1]).all():
         return ratio(first[:, 0] - second[:, 0], first[:, 1], clusters, resamples, seed)
     if not first[:, 1].sum() or not second[:, 1].sum():
         return None
 
+    of = transform or _as_it_is
+
     def difference(totals: np.ndarray) -> np.ndarray:
-        return _divided(totals[:, 0], totals[:, 1]) - _divided(totals[:, 2], totals[:, 3])
+        return of(_divided(totals[:, 0], totals[:, 1])) - of(_divided(totals[:, 2], totals[:, 3]))
 
     return _bootstrap(np.concatenate([first, second], axis=1), difference, clusters, resamples, seed)
 
@@ -150,6 +159,10 @@ def _columns(numerators: Sequence[float] | np.ndarray, denominators: Sequence[fl
     if parts[0].ndim != 1 or not parts[0].size:
         raise ValueError(f"a mean needs a list of at least one value, not shape {list(parts[0].shape)}")
     return np.stack(parts, axis=1)
+
+
+def _as_it_is(values: np.ndarray) -> np.ndarray:
+    return values
 
 
 def _divided(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

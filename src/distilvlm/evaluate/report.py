@@ -238,7 +238,9 @@ def _evaluation(
 ) -> Evaluation:
     def figures(chosen: Sequence[Answered]) -> dict[str, Interval | None]:
         clusters = _clusters(chosen) if by_picture else None
-        return {one.name: ratio(*_parts(chosen, one), clusters, resamples, seed) for one in measure.figures}
+        return {
+            one.name: ratio(*_parts(chosen, one), clusters, resamples, seed, one.transform) for one in measure.figures
+        }
 
     kinds = dict.fromkeys(name for sample in samples if (name := _category(measure, sample)) is not None)
     ordered = [name for name in measure.categories if name in kinds]
@@ -260,7 +262,8 @@ def difference(a: Evaluation, b: Evaluation, figure: str | None = None, seed: in
             )
     clusters = _clusters(a.samples) if a.by_picture and b.by_picture else None
     wanted = a.measure.main if figure is None else a.measure.figure(figure)
-    return paired_ratios(_parts(a.samples, wanted), _parts(b.samples, wanted), clusters, seed=seed)
+    parts = _parts(a.samples, wanted), _parts(b.samples, wanted)
+    return paired_ratios(*parts, clusters, seed=seed, transform=wanted.transform)
 
 
 def _parts(samples: Sequence[Answered], figure: Figure) -> tuple[np.ndarray, np.ndarray]:

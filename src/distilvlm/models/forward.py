@@ -131,7 +131,7 @@ def hidden_states(
     model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
 ) -> Tensor:
     """Final-normed hidden states of the language model, [samples, length, d]; arguments and errors as `embeddings`."""
-    output = model.model.language_model(
+    output = model.get_decoder()(
         inputs_embeds=embeddings(model, layout, batch, features),
         attention_mask=batch.attention_mask,
         use_cache=False,

@@ -38,7 +38,7 @@ class QuestionResults:
     scores: list[intervals.Table]  # the figure of the differences first
     others: list[intervals.Table]  # further figures, and the first one by kind of question
     same: list[str]  # figures that say the same as the first
-    kinds: list[Kind] | None  # None where no answers are kept
+    kinds: list[Kind] | None  # None where no answers are kept; empty where nothing was said (perplexity)
     missing: list[str]  # models without an answers file
     asked: int
     shown: int
@@ -84,7 +84,8 @@ def results(comparison: Comparison, name: str, series: Mapping[str, int], sample
     answers = comparison.answers(file.seeds[0].seed, name)
     kinds = missing = None
     if answers is not None:
-        kinds = choose(answers, list(file.models), main_pair(file), series, measure, samples)
+        spoken = any(one.prediction for given in answers.values() for one in given)
+        kinds = choose(answers, list(file.models), main_pair(file), series, measure, samples) if spoken else []
         missing = [model for model in (*file.baselines, *file.models) if model not in answers]
     drawn = next(
         (row.intervals for seed in file.seeds for row in seed.rows.get(name, {}).values() if row.intervals), ""
