@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="directory of pictures")
     parser.add_argument("--take", type=int, default=160, help="pictures of an epoch")
     parser.add_argument("--size", type=int, default=98, help="of the student's pictures")
-    parser.add_argument("--teacher-size", type=int, default=224, help="of the teachers' pictures")
+    parser.add_argument("--teacher-size", type=int, help="of the teachers' pictures; default: each its own")
     parser.add_argument("--experts", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     parser.add_argument("--trains", nargs="+", choices=list(TRAINED), default=["experts"])
@@ -95,7 +95,7 @@ def main() -> None:
         filled = now() - began
         size = sum(file.stat().st_size for file in (place / "cache").rglob("*.safetensors")) / len(filling.pictures)
         for trains in options.trains:
-            facts = common | {"size": f"{options.size}/{options.teacher_size}", "trains": trains}
+            facts = common | {"size": f"{options.size}/{options.teacher_size or 'own'}", "trains": trains}
             facts |= {"pictures": len(filling.pictures), "experts": options.experts}
             online = [
                 epoch(recipe(options, trains, None), place / f"{trains}-online{n}") for n in range(options.repeats)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import distilvlm
 from distilvlm.cost import StageCost, estimate
 from distilvlm.cost.encoders import seeing, teaching
 from distilvlm.cost.memory import Live, parameter_bytes
@@ -39,8 +40,8 @@ def student_of(recipe: Recipe, meta: bool = True) -> VLM | Encoder:
     return student
 
 
-def costs(recipe: Recipe) -> list[StageCost]:
-    return estimate(recipe, student_of(recipe), None, budget=1.0)
+def costs(recipe: Recipe, measure: bool = False, stages: list[str] | None = None) -> list[StageCost]:
+    return estimate(recipe, student_of(recipe), None, budget=1.0, measure=measure, stages=stages)
 
 
 def cached(recipe: Recipe, place: Path) -> Recipe:
@@ -60,15 +61,15 @@ def test_encoders_are_counted_weight_by_weight(alone: Recipe) -> None:
 def test_a_tower_takes_what_it_really_takes(alone: Recipe) -> None:
     student = student_of(alone, meta=False)
     counted, operations = seeing(student, 3, trains=True, checkpointing=False)
-    frozen, once = seeing(_frozen(student), 3, trains=False, checkpointing=False)
+    _, once = seeing(_frozen(student), 3, trains=False, checkpointing=False)
     # Forward, and twice as much back through two of the three blocks: the last is behind the layer that is read.
-    assert 2 * once < operations < 3 * once and frozen < counted
+    assert 2 * once < operations < 3 * once
     student.model.requires_grad_(True)
     canvases = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     with Live([*student.model.parameters(), *student.model.buffers(), canvases]) as live:
         forward.vision_features(student.model, student.layout, canvases).float().square().mean().backward()
     gradients = sum(4 * p.numel() for p in student.model.model.vision_tower.parameters())
-    assert counted == pytest.approx(max(0, live.peak - gradients), rel=0.35, abs=30_000)
+    assert counted + gradients == pytest.approx(live.peak, rel=0.1)
 
 
 def _frozen(student: VLM | Encoder) -> VLM | Encoder:
@@ -77,32 +78,31 @@ def _frozen(student: VLM | Encoder) -> VLM | Encoder:
     return bare
 
 
-@pytest.mark.parametrize("kind", ["alone", "vlm"])
+@pytest.mark.parametrize(("kind", "stage"), [("alone", "experts"), ("vlm", "pretrain")])
 def test_with_a_cache_teachers_take_disk_instead_of_memory_and_time(
-    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+    request: pytest.FixtureRequest, kind: str, stage: str, tmp_path: Path
 ) -> None:
     recipe: Recipe = request.getfixturevalue(kind)
-    online, kept = costs(recipe), costs(cached(recipe, tmp_path))
-    for one, other in zip(online, kept, strict=True):
-        assert one.memory["encoders"] > 0 and other.memory["encoders"] == 0
-        assert one.time["encoders"] > 0 and not other.time.get("encoders")
-        assert one.updates == 3 and one.disk_bytes == other.disk_bytes
-        assert any("the cache of encoders' features takes" in note for note in other.notes)
+    measure = kind == "alone"
+    (online,), (kept,) = (costs(one, measure, [stage]) for one in (recipe, cached(recipe, tmp_path)))
+    assert online.memory["encoders"] > 0 and kept.memory["encoders"] == 0
+    assert online.updates == 3 and online.disk_bytes == kept.disk_bytes
+    assert any("the cache of encoders' features takes" in note for note in kept.notes)
+    if measure:
+        assert online.time["encoders"] > 0 and not kept.time["encoders"]
+        assert online.seconds is not None and kept.seconds is not None and online.seconds > kept.seconds
 
 
-def test_the_disk_is_as_written(alone: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import distilvlm
-
-    run = distilvlm.run(alone, directory=tmp_path / "run")
-    expected = costs(alone)
-    for index, stage in enumerate(alone.stages):
-        place = run.directory / "stages" / f"{index:02d}-{stage.name}" / "final" / "weights.safetensors"
-        assert expected[index].disk["trained"] == pytest.approx(place.stat().st_size, rel=0.05)
+def test_the_disk_is_as_written(alone: Recipe, tmp_path: Path) -> None:
+    short = alone.model_copy(update={"stages": alone.stages[:1]})
+    run = distilvlm.run(short, directory=tmp_path / "run")
+    (expected,) = costs(short)
+    weights = run.directory / "stages" / "00-experts" / "final" / "weights.safetensors"
+    assert expected.disk["trained"] == pytest.approx(weights.stat().st_size, rel=0.05)
     model = sum(file.stat().st_size for file in (run.directory / "model").iterdir())
     beside = (run.directory / "adapters" / "adapters.safetensors").stat().st_size
-    assert expected[-1].disk["finished student"] == pytest.approx(model + beside, rel=0.15)
-    events = (run.directory / "events.jsonl").stat().st_size
-    assert sum(one.disk["events"] for one in expected) == pytest.approx(events, rel=0.25)
+    assert expected.disk["finished student"] == pytest.approx(model + beside, rel=0.15)
+    assert expected.disk["events"] == pytest.approx((run.directory / "events.jsonl").stat().st_size, rel=0.25)
 
 
 def test_a_plan_says_what_each_encoder_gives_and_what_keeping_it_takes(
@@ -127,11 +127,14 @@ def test_a_plan_says_what_each_encoder_gives_and_what_keeping_it_takes(
 def test_a_plan_goes_on_without_encoders_that_are_not_here(alone: Recipe, tmp_path: Path) -> None:
     content = alone.model_dump(by_alias=True)
     content["encoders"]["cnn"] = {"from": str(tmp_path / "absent")}
-    found = plan(Recipe.model_validate(content), measure=True)
+    recipe = Recipe.model_validate(content)
+    found = plan(recipe)
     missing = next(one for one in found.encoders if one.name == "cnn")
     assert missing.missing is not None and "absent" in missing.missing
-    assert all(stage.cost is not None for stage in found.stages)
-    assert any("without encoders that are not here: cnn" in note for note in found.stages[0].cost.notes)  # type: ignore[union-attr]
+    student = build_student(recipe.student, recipe.seed, meta=True)
+    adapt(recipe, student, shapes(recipe, student, {}))
+    (cost,) = estimate(recipe, student, None, measure=False, stages=["experts"])
+    assert cost.memory["encoders"] > 0 and any("encoders that are not here: cnn" in note for note in cost.notes)
 
 
 @pytest.fixture

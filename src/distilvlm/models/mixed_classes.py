@@ -3,7 +3,8 @@
 A tower with experts has a configuration of a class derived from the stock one, with a `mixture` section and a model
 type that plain transformers does not know. Whatever builds, copies, saves or loads a model by its configuration then
 does so with experts, also inside of a Llava; plain transformers refuses the checkpoint instead of leaving the experts
-out with a warning.
+out with a warning. A stock class that is named outright would still only warn of another model type, so the weights of
+a tower alone lie in a file of a name that it does not find.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from transformers.initialization import no_init_weights
 
 PREFIX = "distilvlm_mixed_"
 """Before the stock model type."""
+
+VARIANT = "with_experts"
+"""In the name of the weights' file: model.with_experts.safetensors."""
 
 
 def mixture_of(config: PretrainedConfig) -> dict[str, Any] | None:
@@ -76,7 +80,19 @@ def classes(stock: type[PretrainedConfig]) -> tuple[type[PretrainedConfig], type
         stock_model.__init__(self, config, *arguments, **options)
         install(self, MixConfig(**config.mixture))
 
-    namespace = {"__module__": __name__, "__init__": __init__, "config_class": config_class}
+    def save_pretrained(self: Any, *arguments: Any, **options: Any) -> None:
+        stock_model.save_pretrained(self, *arguments, **{"variant": VARIANT, **options})
+
+    def from_pretrained(cls: Any, *arguments: Any, **options: Any) -> Any:
+        return stock_model.from_pretrained.__func__(cls, *arguments, **{"variant": VARIANT, **options})
+
+    namespace = {
+        "__module__": __name__,
+        "__init__": __init__,
+        "save_pretrained": save_pretrained,
+        "from_pretrained": classmethod(from_pretrained),
+        "config_class": config_class,
+    }
     model_class = type(f"Mixed{stock_model.__name__}", (stock_model,), namespace)
     AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(config_class, model_class)
