@@ -1,4 +1,7 @@
-"""Ask every student the same questions; what the same model was asked before is read back, not asked again."""
+"""Ask every student the same questions; what the same model was asked before is read back, not asked again.
+
+Students that answer in words have the sets in words, students that are an encoder alone those of encoders.
+"""
 
 from __future__ import annotations
 
@@ -11,63 +14,75 @@ import torch
 from distilvlm.evaluate import Evaluation, answered, evaluate
 from distilvlm.models.features import FeatureReader
 from distilvlm.models.files import sha256, write_whole
-from distilvlm.models.save import geometry_of, load
+from distilvlm.models.save import Geometry, geometry_of, load
 from distilvlm.recipe import Recipe
 
+from .encoders import EncoderAnswers, PictureSet
 from .questions import QuestionSet
 
 
 class Asker:
     """The questions of a comparison, put to one student after the other."""
 
-    def __init__(self, sets: Mapping[str, QuestionSet]) -> None:
+    def __init__(self, sets: Mapping[str, QuestionSet | PictureSet]) -> None:
         self._sets = sets
 
-    def ask(self, name: str, model: Path, recipe: Recipe, answers: Path) -> dict[str, Evaluation]:
-        """Every set → what the student in `model` answered; also written to ANSWERS/SET/NAME.jsonl.
-
-        It answers in the precision in which it was trained.
-        """
-        results = {label: self._known(label, name, model, recipe, answers) for label in self._sets}
+    def ask(self, name: str, run: Path, recipe: Recipe, answers: Path) -> dict[str, Evaluation]:
+        """Every set for such a student → what the one that `run` finished answered; also written to
+        ANSWERS/SET/NAME.jsonl."""
+        sets = {label: one for label, one in self._sets.items() if one.spec.of_encoders == recipe.student.encoder_alone}
+        results = {label: self._known(one, answers / label / name, run, recipe) for label, one in sets.items()}
         if None in results.values():
-            vlm = load(model, torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)
-            if torch.cuda.is_available():
-                vlm.to("cuda")
-            features = None if recipe.pictures.features is None else FeatureReader(recipe.pictures.features)
-            for label, questions in self._sets.items():
+            student = EncoderAnswers(run) if recipe.student.encoder_alone else _Words(run / "model", recipe)
+            for label, questions in sets.items():
                 if results[label] is not None:
                     continue
-                results[label] = evaluate(
-                    vlm,
-                    questions.asked,
-                    geometry_of(model),
-                    measure=questions.measure,
-                    template=questions.spec.template,
-                    batch_size=questions.spec.batch,
-                    max_new_tokens=questions.spec.max_new_tokens,
-                    features=features,
-                    out=answers / label / f"{name}.jsonl",
-                    by_picture=True,
-                )
-                stamp = json.dumps(self._stamp(label, model, recipe))
-                write_whole(answers / label / f"{name}.asked.json", stamp.encode())
+                results[label] = found = student.answer(questions)
+                found.write(_beside(answers / label / name, ".jsonl"))
+                stamp = json.dumps(_stamp(questions, run, recipe))
+                write_whole(_beside(answers / label / name, ".asked.json"), stamp.encode())
         return {label: result for label, result in results.items() if result is not None}
 
-    def _known(self, label: str, name: str, model: Path, recipe: Recipe, answers: Path) -> Evaluation | None:
-        stamp, out = (answers / label / f"{name}{end}" for end in (".asked.json", ".jsonl"))
-        if not (stamp.exists() and out.exists() and json.loads(stamp.read_text()) == self._stamp(label, model, recipe)):
+    def _known(self, questions: QuestionSet | PictureSet, place: Path, run: Path, recipe: Recipe) -> Evaluation | None:
+        stamp, out = (_beside(place, end) for end in (".asked.json", ".jsonl"))
+        if not (stamp.exists() and out.exists() and json.loads(stamp.read_text()) == _stamp(questions, run, recipe)):
             return None
         # Judged anew: an answer depends on model and question alone, what it is worth on synonyms and annotations, too.
-        found = self._sets[label].score([sample.prediction for sample in answered(out)])
+        found = questions.score([sample.prediction for sample in answered(out)])
         found.write(out)
         return found
 
-    def _stamp(self, label: str, model: Path, recipe: Recipe) -> dict[str, object]:
-        """All that an answer depends on."""
-        spec = self._sets[label].spec
-        return {
-            "model": sha256(model / "manifest.json"),
-            "questions": sha256(Path(spec.path)),
-            "precision": recipe.machine.precision,
-            **spec.model_dump(include={"template", "batch", "max_new_tokens"}),
-        }
+
+class _Words:
+    """The answers of a vision-language model, in the precision in which it was trained."""
+
+    def __init__(self, model: Path, recipe: Recipe) -> None:
+        self._vlm = load(model, torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)
+        if torch.cuda.is_available():
+            self._vlm.to("cuda")
+        self._geometry: Geometry = geometry_of(model)
+        self._features = None if recipe.pictures.features is None else FeatureReader(recipe.pictures.features)
+
+    def answer(self, questions: QuestionSet | PictureSet) -> Evaluation:
+        assert isinstance(questions, QuestionSet)  # `Asker` chooses
+        return evaluate(
+            self._vlm,
+            questions.asked,
+            self._geometry,
+            measure=questions.measure,
+            template=questions.spec.template,
+            batch_size=questions.spec.batch,
+            max_new_tokens=questions.spec.max_new_tokens,
+            features=self._features,
+            by_picture=True,
+        )
+
+
+def _beside(place: Path, end: str) -> Path:
+    return place.with_name(place.name + end)
+
+
+def _stamp(questions: QuestionSet | PictureSet, run: Path, recipe: Recipe) -> dict[str, object]:
+    """All that an answer depends on."""
+    model = sha256(run / "model" / "manifest.json")
+    return {"model": model, "precision": recipe.machine.precision, **questions.stamp}

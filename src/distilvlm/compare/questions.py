@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from distilvlm.data import raise_or_quarantine, read
 from distilvlm.evaluate import (
@@ -18,19 +20,27 @@ from distilvlm.evaluate import (
     score,
 )
 from distilvlm.evaluate.hallucination import POLLING, annotated, captions
+from distilvlm.models.files import sha256
 from distilvlm.recipe import SourceSpec
 
+from .encoders import PictureSet, read_pictures
 from .schema import ALWAYS_YES, BASELINES, QuestionSpec
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """One set, ready to be asked."""
+    """One set of a student that answers in words, ready to be asked."""
 
     spec: QuestionSpec
     asked: Asked
     training: Asked  # questions with the answers that baselines know
     measure: Measure
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What its answers depend on, beside the run."""
+        asked = self.spec.model_dump(include={"template", "batch", "max_new_tokens"})
+        return {"questions": sha256(Path(self.spec.path)), **asked}
 
     def score(self, predictions: list[str]) -> Evaluation:
         return score(self.asked.questions, predictions, measure=self.measure, by_picture=True)
@@ -48,13 +58,13 @@ class QuestionSet:
         return {name: self.score(given[name]) for name in self.spec.baselines}
 
 
-def read_questions(specs: Mapping[str, QuestionSpec]) -> dict[str, QuestionSet]:
+def read_questions(specs: Mapping[str, QuestionSpec]) -> dict[str, QuestionSet | PictureSet]:
     """The files of all question sets.
 
     Raises:
         DataError: rows that can't be used, or that the measure can't judge.
     """
-    return {name: _read(name, spec) for name, spec in specs.items()}
+    return {name: read_pictures(spec) if spec.of_encoders else _read(name, spec) for name, spec in specs.items()}
 
 
 def _read(name: str, spec: QuestionSpec) -> QuestionSet:

@@ -47,19 +47,37 @@ class RunSpec(Section):
         return self.name.upper().replace("-", "_")
 
 
+OF_ENCODERS = ("knn", "probe", "feature_error")
+"""Measures of students that are a vision encoder alone; the others are of students that answer in words."""
+
+
 class QuestionSpec(Section):
     """One set of questions, told apart in the table."""
 
     title: str
-    path: str
+    path: str = Field(description="data file; of an encoder's measures also a directory of a folder per class")
     images: str | None = None
-    training: str = Field(description="data file whose answers the baselines know: majority and question-only")
+    training: str = Field(
+        description="data file whose answers the baselines know: majority and question-only; of an encoder's measures "
+        "the labelled pictures that vote (knn), that are fitted (probe), whose mean is to be beaten (feature_error)"
+    )
     training_images: str | None = Field(default=None, description="directory of that file's pictures; default: images")
     template: Literal["chat", "vicuna", "plain"] = "chat"
-    measure: Literal["exact", "accurate", "polling", "captions"] = Field(
+    measure: Literal["exact", "accurate", "polling", "captions", "knn", "probe", "feature_error"] = Field(
         default="accurate",
         description="exact: the same string; accurate: the same after VQA's normalisation; polling: yes or no, as POPE "
-        "has it; captions: what they name that is not there (CHAIR)",
+        "has it; captions: what they name that is not there (CHAIR); of encoders alone: classes by nearest neighbours "
+        "(knn) or by a linear classifier (probe), distance to the teachers' features (feature_error)",
+    )
+    take: int | None = Field(
+        default=None, gt=0, description="of encoders: so many training pictures at most, evenly over their classes"
+    )
+    pooling: Literal["mean", "cls", "both"] | None = Field(
+        default=None, description="knn, probe: how tokens become one vector; default: the mean of the patches"
+    )
+    neighbours: int | None = Field(default=None, gt=0, description="knn: how many vote; default: 20")
+    teachers: list[str] | None = Field(
+        default=None, min_length=1, description="feature_error: names of `encoders` that every run measured here has"
     )
     synonyms: str | None = Field(
         default=None, description="captions: file of words for each object; default: the objects' names"
@@ -73,14 +91,23 @@ class QuestionSpec(Section):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> QuestionSpec:
-        given = [name for name in ("synonyms", "annotations") if getattr(self, name)]
-        if given and self.measure != "captions":
-            raise ValueError(f"{given[0]}: only questions with 'measure: captions' have any")
+        for name, measures in _ONLY.items():
+            if getattr(self, name) and self.measure not in measures:
+                raise ValueError(f"{name}: only questions with 'measure: {' | '.join(measures)}' have any")
+        if self.measure == "feature_error" and self.teachers is None:
+            raise ValueError("teachers: name the encoders whose features are measured ('measure: feature_error')")
         return self
+
+    @property
+    def of_encoders(self) -> bool:
+        """Whether it is asked of students that are an encoder alone, instead of those that answer in words."""
+        return self.measure in OF_ENCODERS
 
     @property
     def baselines(self) -> tuple[str, ...]:
         """Answers without looking that stand beside the models'."""
+        if self.of_encoders:
+            return (PREDICTS_THE_MEAN,) if self.measure == "feature_error" else BASELINES[:1]
         return (*BASELINES, ALWAYS_YES) if self.measure == "polling" else BASELINES
 
     @property
@@ -128,6 +155,17 @@ class Comparison(Section):
 
 BASELINES = ("majority", "question-only")
 ALWAYS_YES = "always-yes"
+PREDICTS_THE_MEAN = "predict-the-mean"
+
+_ONLY = {
+    "synonyms": ("captions",),
+    "annotations": ("captions",),
+    "take": OF_ENCODERS,
+    "pooling": ("knn", "probe"),
+    "neighbours": ("knn",),
+    "teachers": ("feature_error",),
+}
+"""Fields that belong to some measures only."""
 
 
 def load_comparison(path: str | Path, directory: str | Path) -> Comparison:
