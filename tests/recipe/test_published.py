@@ -15,6 +15,7 @@ COMPARISONS = [
     "photos",
     "llava-mod-small",
     "iaa-small",
+    "move-kd-small",
 ]  # lists of runs, each with a recipe of its own; see tests/compare
 FILES = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.stem not in COMPARISONS]
 PUBLISHED = ["llava-kd", "llava-kd-teacher", "pt-sft", "pt-sft-sft"]

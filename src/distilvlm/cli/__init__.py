@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import cache, checkpoints, commands, data, doctor, grounding, hallucination, report, text
+from . import cache, checkpoints, commands, data, doctor, encoders, grounding, hallucination, report, text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,7 @@ app.add_typer(cache.app)
 app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
+app.add_typer(encoders.app)
 app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)

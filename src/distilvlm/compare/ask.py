@@ -1,4 +1,7 @@
-"""Ask every student the same questions; what the same model was asked before is read back, not asked again."""
+"""Ask every student the same questions; what the same model was asked before is read back, not asked again.
+
+Students that answer in words have the sets in words, students that are an encoder alone those of encoders.
+"""
 
 from __future__ import annotations
 
@@ -11,56 +14,73 @@ import torch
 from distilvlm.evaluate import Evaluation
 from distilvlm.models.features import FeatureReader
 from distilvlm.models.files import sha256, write_whole
-from distilvlm.models.save import geometry_of, load
+from distilvlm.models.save import Geometry, geometry_of, load
 from distilvlm.recipe import Recipe
 
+from .encoders import EncoderAnswers, PictureSet
 from .prepare import content
 from .questions import Questions
 
 ASKED = {"template", "batch", "max_new_tokens", "workflow", "task", "split", "shots", "limit", "window", "stride"}
-"""What of a question set's fields an answer depends on."""
+"""What of a question set's fields an answer in words depends on."""
 
 
 class Asker:
     """The questions of a comparison, put to one student after the other."""
 
-    def __init__(self, sets: Mapping[str, Questions]) -> None:
+    def __init__(self, sets: Mapping[str, Questions | PictureSet]) -> None:
         self._sets = sets
 
-    def ask(self, name: str, model: Path, recipe: Recipe, answers: Path) -> dict[str, Evaluation]:
-        """Every set → what the student in `model` answered; also written to ANSWERS/SET/NAME.jsonl.
-
-        It answers in the precision in which it was trained.
-        """
-        results = {label: self._known(label, name, model, recipe, answers) for label in self._sets}
+    def ask(self, name: str, run: Path, recipe: Recipe, answers: Path) -> dict[str, Evaluation]:
+        """Every set for such a student → what the one that `run` finished answered; also written to
+        ANSWERS/SET/NAME.jsonl."""
+        sets = {label: one for label, one in self._sets.items() if one.spec.of_encoders == recipe.student.encoder_alone}
+        results = {label: self._known(one, answers / label / name, run, recipe) for label, one in sets.items()}
         if None in results.values():
-            vlm = load(model, torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)
-            if torch.cuda.is_available():
-                vlm.to("cuda")
-            features = None if recipe.pictures.features is None else FeatureReader(recipe.pictures.features)
-            for label, questions in self._sets.items():
+            student = EncoderAnswers(run) if recipe.student.encoder_alone else _Words(run / "model", recipe)
+            for label, questions in sets.items():
                 if results[label] is not None:
                     continue
-                if vlm.adaptors:
-                    vlm.use(questions.spec.workflow)
-                out = answers / label / f"{name}.jsonl"
-                results[label] = questions.ask(vlm, geometry_of(model), features, out)
-                stamp = json.dumps(self._stamp(label, model, recipe))
-                write_whole(answers / label / f"{name}.asked.json", stamp.encode())
+                out = _beside(answers / label / name, ".jsonl")
+                results[label] = student.answer(questions, out)
+                stamp = json.dumps(_stamp(questions, run, recipe))
+                write_whole(_beside(answers / label / name, ".asked.json"), stamp.encode())
         return {label: result for label, result in results.items() if result is not None}
 
-    def _known(self, label: str, name: str, model: Path, recipe: Recipe, answers: Path) -> Evaluation | None:
-        stamp, out = (answers / label / f"{name}{end}" for end in (".asked.json", ".jsonl"))
-        if not (stamp.exists() and out.exists() and json.loads(stamp.read_text()) == self._stamp(label, model, recipe)):
+    def _known(self, questions: Questions | PictureSet, place: Path, run: Path, recipe: Recipe) -> Evaluation | None:
+        stamp, out = (_beside(place, end) for end in (".asked.json", ".jsonl"))
+        if not (stamp.exists() and out.exists() and json.loads(stamp.read_text()) == _stamp(questions, run, recipe)):
             return None
-        return self._sets[label].again(out)
+        return questions.again(out)
 
-    def _stamp(self, label: str, model: Path, recipe: Recipe) -> dict[str, object]:
-        """All that an answer depends on."""
-        spec = self._sets[label].spec
-        return {
-            "model": sha256(model / "manifest.json"),
-            "questions": content(self._sets[label].place),
-            "precision": recipe.machine.precision,
-            **spec.model_dump(include=ASKED, exclude_none=True),
-        }
+
+class _Words:
+    """The answers of a vision-language model, in the precision in which it was trained."""
+
+    def __init__(self, model: Path, recipe: Recipe) -> None:
+        self._vlm = load(model, torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)
+        if torch.cuda.is_available():
+            self._vlm.to("cuda")
+        self._geometry: Geometry = geometry_of(model)
+        self._features = None if recipe.pictures.features is None else FeatureReader(recipe.pictures.features)
+
+    def answer(self, questions: Questions | PictureSet, out: Path) -> Evaluation:
+        assert not isinstance(questions, PictureSet)  # `Asker` chooses
+        if self._vlm.adaptors:
+            self._vlm.use(questions.spec.workflow)
+        return questions.ask(self._vlm, self._geometry, self._features, out)
+
+
+def _beside(place: Path, end: str) -> Path:
+    return place.with_name(place.name + end)
+
+
+def _stamp(questions: Questions | PictureSet, run: Path, recipe: Recipe) -> dict[str, object]:
+    """All that an answer depends on."""
+    model = sha256(run / "model" / "manifest.json")
+    if isinstance(questions, PictureSet):
+        asked = questions.stamp
+    else:
+        asked = {"questions": content(questions.place)}
+        asked |= questions.spec.model_dump(include=ASKED, exclude_none=True)
+    return {"model": model, "precision": recipe.machine.precision, **asked}

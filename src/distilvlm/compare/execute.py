@@ -11,6 +11,7 @@ from rich.console import Console
 
 from distilvlm.evaluate import Evaluation
 from distilvlm.models import build
+from distilvlm.models.compose import build_student
 from distilvlm.models.files import sweep, write_whole
 from distilvlm.models.packaged import prepare
 from distilvlm.models.parts import ADAPTORS, named
@@ -39,7 +40,9 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
     comparison = load_comparison(file, directory)
     plans = [_Plan(comparison, directory, seed) for seed in range(seeds)]
     for plan in plans:
-        _require_workflows(comparison, plan.recipes())  # a fault in the last one must not come to light after hours
+        # A fault in the last one must not come to light after hours.
+        _require_workflows(comparison, plan.recipes())
+        _check_asked(comparison, plan.recipes())
     console = Console()
     clock = Clock(console)
     with clock("weights and data"):
@@ -50,6 +53,7 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
         for name, spec in comparison.prepare.data.items():
             converted(name, spec, directory / "data")
     questions = read_questions(comparison.questions)
+    words = [one for one in comparison.questions.values() if not one.of_encoders]
     asker = Asker(questions)
     # Before the runs: what is wrong with the questions must not come to light after hours.
     blind = {name: one.baselines() for name, one in questions.items()}
@@ -62,14 +66,14 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
             if recipes[spec].pictures.features not in kept:
                 # Not before: the student whose tower makes them may come of an earlier run.
                 with clock("features"):
-                    keep_features(recipes[spec], recipes.values(), comparison.questions.values())
+                    keep_features(recipes[spec], recipes.values(), words)
                 kept.add(recipes[spec].pictures.features)
             with clock(f"seed {plan.seed}: {spec}"):
                 run(recipes[spec], directory=plan.places[spec])
         with clock(f"seed {plan.seed}: answers"):
             done.append(_asked(comparison, plan, recipes, asker, blind))
         for name in comparison.asked:
-            sizes.setdefault(name, _size(plan.places[name] / "model"))
+            sizes.setdefault(name, _size(plan.places[name] / "model", recipes[name]))
         results = Results(comparison, done, sizes)
         results.print(console)
         results.write(directory, clock.seconds)
@@ -128,9 +132,25 @@ def _asked(
         place = plan.places[run_name]
         if place.parent != plan.directory:  # made once: its answers are there already
             _copy_answers(place.parent / "answers", answers, run_name)
-        for name, row in asker.ask(run_name, place / "model", recipes[run_name], answers).items():
+        for name, row in asker.ask(run_name, place, recipes[run_name], answers).items():
             rows[name][run_name] = row
     return Seed(plan.seed, rows, {name: plan.places[name] for name in plan.places})
+
+
+def _check_asked(comparison: Comparison, recipes: Mapping[str, Recipe]) -> None:
+    """Every set has somebody to answer it, and every run is asked something."""
+    kinds = {name: recipes[name].student.encoder_alone for name in comparison.asked}
+    for name, spec in comparison.questions.items():
+        if spec.of_encoders not in kinds.values():
+            which = "a vision encoder alone" if spec.of_encoders else "a model with a language model"
+            raise RecipeError(f"questions.{name} ({spec.measure}) are for {which}, and no run that is asked makes one")
+    for name, alone in kinds.items():
+        if alone not in [spec.of_encoders for spec in comparison.questions.values()]:
+            measures = "knn, probe or feature_error" if alone else "accurate or the like"
+            raise RecipeError(
+                f"run '{name}': no questions are for such a student: add some with 'measure: {measures}', or set "
+                "'asked: false'"
+            )
 
 
 def _copy_answers(there: Path, here: Path, run_name: str) -> None:
@@ -138,7 +158,12 @@ def _copy_answers(there: Path, here: Path, run_name: str) -> None:
         write_whole(here / file.relative_to(there), file.read_bytes())
 
 
-def _size(model: Path) -> Size:
+def _size(model: Path, recipe: Recipe) -> Size:
+    if recipe.student.encoder_alone:
+        assert recipe.student.vision is not None
+        vision = recipe.student.vision.model_copy(update={"source": str(model), "config": None})
+        alone = build_student(ModelSpec(vision=vision), seed=0, meta=True).model
+        return Size(sum(parameter.numel() for parameter in alone.parameters()), None)
     student = build(ModelSpec.model_validate({"from": str(model)}), seed=0, meta=True)
     everything = named(student.model)
     language = [*student.model.model.language_model.parameters()]

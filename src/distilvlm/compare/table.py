@@ -24,7 +24,7 @@ class Size:
     """Parameters of a student."""
 
     parameters: int
-    language_model_parameters: int
+    language_model_parameters: int | None  # None: a vision encoder alone
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Results:
                     title_justify="left",
                     caption_justify="left",
                 )
-                for column in self._header(""):
+                for column in self._header("", name):
                     table.add_column(column, justify="left" if column == "" else "right")
                 for cells in self._models(name, figure):
                     table.add_row(*cells)
@@ -85,7 +85,7 @@ class Results:
         lines: list[str] = []
         for name in self.comparison.questions:
             for figure in self._headlines(name):
-                header = self._header(f"{name}, {self._measure(name, figure)}")
+                header = self._header(f"{name}, {self._measure(name, figure)}", name)
                 lines += [_line(header), "|---" + "|---:" * (len(header) - 1) + "|"]
                 lines += [_line(cells) for cells in [*self._models(name, figure), *self._gaps(name, figure)]]
                 lines.append("")
@@ -149,15 +149,19 @@ class Results:
         lower = " (lower is better)" if figure.better == "lower" else ""
         return f"{about}, {figure.title}{' in %' if figure.percent else ''}{lower}"
 
-    def _header(self, first: str) -> list[str]:
-        return [first, "language model", *(f"seed {seed.seed}" for seed in self.seeds)]
+    def _header(self, first: str, questions: str) -> list[str]:
+        part = "encoder" if self.comparison.questions[questions].of_encoders else "language model"
+        return [first, part, *(f"seed {seed.seed}" for seed in self.seeds)]
 
     def _models(self, name: str, figure: Figure) -> list[list[str]]:
         rows: list[list[str]] = []
         for who in self.seeds[0].rows[name]:
-            size = f"{self.sizes[who].language_model_parameters:,}" if who in self.sizes else ""
+            size = self.sizes.get(who)
+            counted = size and (
+                size.parameters if size.language_model_parameters is None else size.language_model_parameters
+            )
             given = (seed.rows[name][who].figures[figure.name] for seed in self.seeds)
-            rows.append([who, size, *map(figure.cell, given)])
+            rows.append([who, f"{counted:,}" if counted else "", *map(figure.cell, given)])
         return rows
 
     def _gaps(self, name: str, figure: Figure) -> list[list[str]]:

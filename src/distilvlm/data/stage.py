@@ -12,7 +12,14 @@ from distilvlm.data.sampler import Order
 from distilvlm.recipe.schema import Recipe, StageSpec
 
 
-class Layout(Protocol):
+class View(Protocol):
+    """What an encoder was trained to see."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...  # of RGB in [0, 1]
+
+
+class Layout(View, Protocol):
     """What data needs to know of a vision tower; `models.VisionLayout` is one."""
 
     @property
@@ -21,13 +28,11 @@ class Layout(Protocol):
     def placeholders(self) -> int: ...  # positions per picture
     @property
     def visual(self) -> tuple[bool, ...]: ...  # [placeholders] False for a register
-    @property
-    def mean(self) -> tuple[float, float, float]: ...  # of RGB in [0, 1]
 
 
-def background(layout: Layout) -> tuple[int, int, int]:
+def background(view: View) -> tuple[int, int, int]:
     """The colour that pictures are padded with: the tower's mean, as LLaVA has it."""
-    red, green, blue = (int(value * 255) for value in layout.mean)
+    red, green, blue = (int(value * 255) for value in view.mean)
     return red, green, blue
 
 

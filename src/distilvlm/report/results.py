@@ -86,7 +86,8 @@ def results(comparison: Comparison, name: str, series: Mapping[str, int], sample
     if answers is not None:
         spoken = any(one.prediction for given in answers.values() for one in given)
         kinds = choose(answers, list(file.models), main_pair(file), series, measure, samples) if spoken else []
-        missing = [model for model in (*file.baselines, *file.models) if model not in answers]
+        asked = file.seeds[0].rows.get(name, {})  # an encoder alone is asked nothing in words
+        missing = [model for model in (*file.baselines, *file.models) if model in asked and model not in answers]
     drawn = next(
         (row.intervals for seed in file.seeds for row in seed.rows.get(name, {}).values() if row.intervals), ""
     )

@@ -125,6 +125,8 @@ class EncoderTeachers:
                     "encoder.importance (a CLIP or DINOv2), or set token_weights and teacher_weights to none"
                 )
             self.encoders[name] = encoder.to(device)
+        if recipe.cache is not None and ANCHOR in self.encoders and self.encoders[ANCHOR].gives_importance:
+            self.sources.add(ANCHOR)  # or recipes that weigh by it and those that don't could not share what is kept
         own, large = student.layout.size, canvas_size(recipe, student, self._shapes())
         self.sides = {name: own if one.size == own or large is None else large for name, one in self.encoders.items()}
         self._background = background(student.layout)

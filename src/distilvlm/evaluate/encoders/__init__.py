@@ -2,7 +2,6 @@
 how near they come to their teachers' features. Read `measured.py` first, then `error.py`."""
 
 from distilvlm.evaluate.encoders.error import (
-    PREDICTS_THE_MEAN,
     Compared,
     feature_errors,
     feature_questions,
@@ -14,18 +13,20 @@ from distilvlm.evaluate.encoders.measured import Labels, measured, scored
 from distilvlm.evaluate.encoders.measures import FEATURE_ERROR, KNN, LABELS, PROBE
 from distilvlm.evaluate.encoders.nearest import NEIGHBOURS, nearest
 from distilvlm.evaluate.encoders.probe import Probe, fitted
+from distilvlm.evaluate.encoders.subject import Subject, SubjectOfRun, subject
 
 __all__ = [
     "FEATURE_ERROR",
     "KNN",
     "LABELS",
     "NEIGHBOURS",
-    "PREDICTS_THE_MEAN",
     "PROBE",
     "Compared",
     "Labels",
     "Pooling",
     "Probe",
+    "Subject",
+    "SubjectOfRun",
     "Vectors",
     "feature_errors",
     "feature_questions",
@@ -36,5 +37,6 @@ __all__ = [
     "pictures",
     "predicting_the_mean",
     "scored",
+    "subject",
     "taken",
 ]

@@ -23,8 +23,6 @@ from distilvlm.evaluate.report import Evaluation, score
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """Teacher → what the student predicts and what is right, [pictures, N, C] each, where the loss compares them."""
 
-PREDICTS_THE_MEAN = "predict-the-mean"
-
 Compared = Callable[[Sequence[str]], Iterator[Pairs]]
 """Picture files → their pairs, in batches, in order."""
 
@@ -61,7 +59,7 @@ def feature_errors(compared: Compared, training: Sequence[str], questions: Seque
     return score(questions, predictions, measure=FEATURE_ERROR, by_picture=True)
 
 
-def feature_questions(asked: Asked, teachers: Sequence[str]) -> list[Question]:
+def feature_questions(asked: Asked, teachers: Sequence[str]) -> tuple[Question, ...]:
     """One question per teacher and picture of `asked`, whose answers don't matter here."""
     found: list[Question] = []
     for teacher in teachers:
@@ -70,7 +68,7 @@ def feature_questions(asked: Asked, teachers: Sequence[str]) -> list[Question]:
             key = replace(one.record.key, row=len(found))
             record = replace(one.record, key=key, id=f"{one.record.id} {teacher}", turns=turns)
             found.append(Question(record, 0, {"teacher": teacher}))
-    return found
+    return tuple(found)
 
 
 def predicting_the_mean(questions: Sequence[Question]) -> Evaluation:

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distilvlm.data.geometry import GREY, Geometry, canvas, decode
+from distilvlm.data.geometry import Geometry, canvas, decode
+from distilvlm.data.stage import background
 from distilvlm.models.encoders import EncoderTeacher, Seen
 
 Pooling = Literal["mean", "cls", "both"]
@@ -37,8 +38,9 @@ class Vectors:
         batch: int = 32,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
-        self._encoder, self._geometry, self._pooling = encoder, geometry, pooling
-        self._batch, self._progress = batch, progress
+        self._encoder, self._batch, self._progress = encoder, batch, progress
+        self._geometry: Geometry = geometry
+        self._pooling: Pooling = pooling
         self._known: dict[str, Tensor] = {}
 
     def of(self, paths: Sequence[str]) -> Tensor:
@@ -48,8 +50,8 @@ class Vectors:
             PictureError: names the picture that can't be read.
         """
         new = [path for path in dict.fromkeys(paths) if path not in self._known]
-        done = 0
-        for canvases in canvases_of(new, self._geometry, self._encoder.size, self._batch):
+        done, padding = 0, background(self._encoder.view)
+        for canvases in canvases_of(new, self._geometry, self._encoder.size, self._batch, padding):
             seen = self._encoder.see(self._encoder.pixels(canvases))
             rows = pooled(seen, self._pooling, self._encoder.name).cpu()
             self._known |= zip(new[done : done + len(rows)], rows, strict=True)
@@ -59,11 +61,13 @@ class Vectors:
         return torch.stack([self._known[path] for path in paths])
 
 
-def canvases_of(paths: Sequence[str], geometry: Geometry, size: int, batch: int) -> Iterator[Tensor]:
+def canvases_of(
+    paths: Sequence[str], geometry: Geometry, size: int, batch: int, padding: tuple[int, int, int]
+) -> Iterator[Tensor]:
     """Batches of uint8 [pictures, 3, size, size], in order; threads decode the next one while this one is seen."""
 
     def load(path: str) -> Tensor:
-        return canvas(decode(path), geometry, size, GREY)
+        return canvas(decode(path), geometry, size, padding)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         starts = range(0, len(paths), batch)

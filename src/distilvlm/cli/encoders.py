@@ -1,0 +1,94 @@
+"""`distilvlm encoder`: how good a vision encoder is by itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from .options import Json, quiet_transformers
+
+if TYPE_CHECKING:
+    from distilvlm.evaluate import Evaluation
+
+app = typer.Typer()
+
+Pictures = Annotated[Path, typer.Option(help="Directory of a folder per class, or rows whose answer is the class.")]
+
+
+@app.command()
+def encoder(
+    name: Annotated[
+        str, typer.Argument(metavar="ENCODER", help="Directory or hub id of a vision encoder, or a run that made one.")
+    ],
+    train: Pictures,
+    test: Pictures,
+    against: Annotated[str | None, typer.Option(help="Another encoder or run, to compare with.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Directory of the pictures of data files.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Hidden state that is read; default: a run's own, else -2 as LLaVA has it.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Picture side in pixels; default: the encoder's own.")] = None,
+    geometry: Annotated[
+        Literal["square", "pad", "crop"] | None, typer.Option(help="How pictures become squares; default: square.")
+    ] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "both"], typer.Option(help="How tokens become a vector: mean of patches, CLS, or both.")
+    ] = "mean",
+    neighbours: Annotated[int, typer.Option(min=1, help="Training pictures that vote in k-NN.")] = 20,
+    take: Annotated[int | None, typer.Option(min=1, help="So many training pictures at most, evenly by class.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for one JSON line per picture and measure.")] = None,
+    batch_size: int = 32,
+    as_json: Json = False,
+) -> None:
+    """Measure a vision encoder on labelled pictures: k-NN and linear probe, with 95% intervals over pictures.
+
+    Of a run that learned from teachers, also how far it is from their features on the test pictures, beside what always
+    predicting their mean would be.
+    """
+    from distilvlm.evaluate import majority
+    from distilvlm.evaluate.encoders import LABELS, Labels, labelled, scored, subject, taken
+
+    quiet_transformers()
+    logging.getLogger("distilvlm").setLevel(logging.WARNING)  # the tables say it all
+    labels = Labels(taken(labelled(train, images), take), labelled(test, images))
+    usual = majority(question.answer for question in labels.training.questions)
+    rows = {which: {"majority": scored(labels, [usual] * len(labels.test.questions), which)} for which in LABELS}
+    for source in [against, name] if against is not None and against != name else [name]:
+        one = subject(source, layer, size, geometry)
+        for which, evaluation in one.measured(labels, pooling, neighbours, batch_size).items():
+            rows.setdefault(which, {})[source] = evaluation
+            if out is not None:
+                evaluation.write(out / f"{which}-{_called(source)}.jsonl")
+    _tell(rows, name, against, as_json)
+
+
+def _called(source: str) -> str:
+    """A file's name for what a path or a hub id names; of RUN/model the run's."""
+    path = Path(source)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def _tell(rows: Mapping[str, Mapping[str, Evaluation]], name: str, against: str | None, as_json: bool) -> None:
+    """A table for each measure; differences are from `against`, where it was measured so, too."""
+    from distilvlm.evaluate import difference, figure_table
+
+    told: dict[str, Any] = {}
+    for which, evaluations in rows.items():
+        other = against if against in evaluations and name in evaluations else None
+        if not as_json:
+            ordered = {one: evaluations[one] for one in (name, *evaluations) if one in evaluations}
+            Console().print(figure_table(ordered, against=other, title=which.replace("_", " ")))
+            continue
+        told[which] = {"rows": {one: evaluation.summary() for one, evaluation in evaluations.items()}}
+        if other is not None:
+            gap = difference(evaluations[name], evaluations[other])
+            told[which]["difference"] = gap and asdict(gap)
+    if as_json:
+        typer.echo(json.dumps({"encoder": name, "against": against, **told}, indent=1))
