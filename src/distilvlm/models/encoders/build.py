@@ -20,7 +20,7 @@ from ..vlm import VisionLayout
 from .convolutional import ConvolutionalEncoder
 from .interface import EncoderTeacher, View
 from .sam import SamEncoder
-from .timm_models import TimmEncoder, load_timm
+from .timm_models import TimmEncoder, known_settings, load_timm
 from .vit import ViTEncoder
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,10 @@ def build_encoder(spec: EncoderSpec, name: str, seed: int = 0, meta: bool = Fals
     dtype = _DTYPES[spec.precision]
     if spec.config is None and _backend(spec) == "timm":
         assert spec.source is not None
-        model, probe, view = load_timm(_timm_directory(spec.source, meta), spec.size, dtype, meta)
+        # A plan asks no network for what timm knows.
+        known = known_settings(spec.source) if meta and not is_local(spec.source) else None
+        directory = Path() if known else _timm_directory(spec.source, meta)
+        model, probe, view = load_timm(directory, spec.size, dtype, meta, known)
         encoder: EncoderTeacher = TimmEncoder(name, model, view, spec.layer, probe)
     else:
         encoder = _of_transformers(spec, name, seed, dtype, meta)

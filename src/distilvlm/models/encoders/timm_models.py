@@ -73,14 +73,34 @@ class TimmEncoder(EncoderTeacher):
         return *flattened(maps), prefix[:, 0] if self._has_cls else None
 
 
-def load_timm(directory: Path, size: int | None, dtype: torch.dtype, meta: bool) -> tuple[nn.Module, nn.Module, View]:
+def known_settings(source: str) -> dict[str, Any] | None:
+    """What a hub repository of timm's has in its `config.json`, as far as a plan needs it and timm itself knows.
+
+    Raises ImportError where timm is not installed.
+    """
+    name = source.removeprefix("timm/")
+    known = timm().models.get_pretrained_cfg(name)
+    if known is None:
+        return None
+    pictures = {"input_size": known.input_size, "mean": known.mean, "std": known.std}
+    return {"architecture": name.partition(".")[0], "pretrained_cfg": pictures}
+
+
+def load_timm(
+    directory: Path, size: int | None, dtype: torch.dtype, meta: bool, settings: dict[str, Any] | None = None
+) -> tuple[nn.Module, nn.Module, View]:
     """A model in timm's form, a copy of it on the meta device, and how it sees.
+
+    Args:
+        settings: instead of the directory's, which is then not looked at if `meta`.
 
     Raises:
         ValueError: pickled weights, or weights that do not fit the architecture to the last tensor.
         ImportError: timm is not installed.
     """
-    settings: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if settings is None:
+        settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    assert settings is not None
     pictures = settings["pretrained_cfg"]
     own = pictures["input_size"][-1]
     view = View(size or own, tuple(pictures["mean"]), tuple(pictures["std"]))
