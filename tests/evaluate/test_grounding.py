@@ -112,12 +112,16 @@ def test_intervals_differences_and_files_are_those_of_every_measure(tmp_path: Pa
     assert rescored(tmp_path / "a.jsonl", measure=GROUNDING).figures == first.figures
 
 
-def test_blind_answers_fill_the_picture_or_repeat_the_training() -> None:
-    training = [("Where: the dog", "[0.00, 0.00, 0.10, 0.10]"), ("Where: a cat", "[0.20, 0.20, 0.30, 0.30]")] * 2
-    found = blind_answers(asked(2), [*training, ("Where: a hen", "[0.20, 0.20, 0.30, 0.30]")])
+def test_blind_answers_fill_the_picture_or_are_right_for_most_of_the_training() -> None:
+    alike = ["[0.20, 0.20, 0.60, 0.60]", "[0.22, 0.20, 0.62, 0.60]", "[0.20, 0.24, 0.60, 0.64]"]
+    training = [("Where: a cat", box) for box in ("[0.80, 0.80, 0.90, 0.90]", *alike)]
+    found = blind_answers(asked(2), training)
     assert found["whole picture"] == ["[0.00, 0.25, 1.00, 0.75]"] * 2
-    assert found["majority"] == ["[0.20, 0.20, 0.30, 0.30]"] * 2
-    assert found["question-only"] == ["[0.00, 0.00, 0.10, 0.10]"] * 2
+    assert found["majority"] == found["question-only"] == [alike[0]] * 2  # nobody asked for the dog before
+    own = blind_answers(asked(2), [*training, ("Where: the dog", "[0.00, 0.00, 0.10, 0.10]"), ("What?", "a dog")])
+    assert own["question-only"] == ["[0.00, 0.00, 0.10, 0.10]"] * 2 and own["majority"] == [alike[0]] * 2
+    with pytest.raises(DataError, match="the training questions are not answered by boxes"):
+        blind_answers(asked(2), [("What?", "a dog")])
 
 
 def drawn_at(sheet: Image.Image, colour: str) -> np.ndarray:

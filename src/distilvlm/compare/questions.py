@@ -23,7 +23,7 @@ from distilvlm.evaluate import (
     score,
 )
 from distilvlm.evaluate.generate import Features
-from distilvlm.evaluate.grounding import GROUNDING
+from distilvlm.evaluate.grounding import GROUNDING, blind_answers
 from distilvlm.evaluate.hallucination import POLLING, annotated, captions
 from distilvlm.evaluate.text import CHOICES, PERPLEXITY, choose, perplexity, read_task, read_texts, sets_directory
 from distilvlm.models.save import Geometry
@@ -91,8 +91,11 @@ class QuestionSet:
 
     def baselines(self) -> dict[str, Evaluation]:
         """What is right without looking: the most common training answer, the best guess from the question alone, and
-        for polling, whoever always says yes."""
+        for polling, whoever always says yes. Of boxes, those that agree with most others."""
         pairs = [(question.text, question.answer) for question in self.training.questions]
+        if self.spec.measure == "grounding":
+            boxes = blind_answers(self.asked.questions, pairs)
+            return {name: self.score(boxes[name]) for name in self.spec.baselines}
         usual, blind = majority(answer for _, answer in pairs), question_only(pairs)
         given = {
             BASELINES[0]: [usual for _ in self.asked.questions],

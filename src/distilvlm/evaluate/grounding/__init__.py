@@ -4,8 +4,9 @@ Read `measure.py` first; how boxes are written is in `distilvlm.data.boxes`.
 """
 
 from distilvlm.data.boxes import padded, parsed, unpadded
+from distilvlm.evaluate.grounding.blind import blind_answers
 from distilvlm.evaluate.grounding.drawing import draw
-from distilvlm.evaluate.grounding.measure import GROUNDING, blind_answers, true_boxes
+from distilvlm.evaluate.grounding.measure import GROUNDING, true_boxes
 from distilvlm.evaluate.grounding.overlap import iou
 
 __all__ = ["GROUNDING", "blind_answers", "draw", "iou", "padded", "parsed", "true_boxes", "unpadded"]

@@ -12,12 +12,11 @@ write them (`distilvlm data convert refcoco`, `... grounded`, and `... yolo` or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from distilvlm.data.boxes import Box, parsed, unpadded, written
+from distilvlm.data.boxes import Box, parsed, unpadded
 from distilvlm.data.problems import DataError
-from distilvlm.evaluate.baselines import majority, question_only
 from distilvlm.evaluate.grounding.overlap import iou
 from distilvlm.evaluate.measures import Figure, Measure
 from distilvlm.evaluate.questions import Question
@@ -127,19 +126,3 @@ FIGURES = (
 )
 
 GROUNDING = Measure("grounding", FIGURES, judge)
-
-
-def blind_answers(
-    questions: Sequence[Question], training: Sequence[tuple[str, str]] | None = None
-) -> dict[str, list[str]]:
-    """Baseline → its answers: the whole picture and, from `training` (question, answer), the most common answer and the
-    one that the question alone suggests."""
-    whole: list[str] = []
-    for question in questions:
-        width, height = true_boxes(question)[1]
-        whole.append(written((0, 0, width, height), (width, height)))
-    found = {"whole picture": whole}
-    if training is not None:
-        guess, usual = question_only(training), majority(answer for _, answer in training)
-        found |= {"majority": [usual] * len(questions), "question-only": [guess(one.text) for one in questions]}
-    return found
