@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from encoder_models import canvases, encoder
-from test_mixture import states, tower_of
+from test_tower_mixture import states, tower_of
 from torch import Tensor
 
 from distilvlm.losses import Moments, Objective, Pictures, comparing

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_mixture import FAMILIES, mixed, pixels, states, tower_of
+from test_tower_mixture import FAMILIES, mixed, pixels, states, tower_of
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, CLIPVisionModel, LlavaForConditionalGeneration
 
 from distilvlm.models.encoder_directory import load_encoder, save_encoder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_mixture import mixed, states, tower_of
+from test_tower_mixture import mixed, states, tower_of
 from torch import Tensor
 from typer.testing import CliRunner
 

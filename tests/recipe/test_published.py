@@ -11,12 +11,7 @@ import yaml
 from distilvlm.recipe import Departure, Recipe, StageSpec, dump_recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-COMPARISONS = [
-    "photos",
-    "llava-mod-small",
-    "iaa-small",
-    "move-kd-small",
-]  # lists of runs, each with a recipe of its own; see tests/compare
+COMPARISONS = ["photos", "llava-mod-small", "iaa-small", "move-kd-small"]  # each of its runs has its own recipe
 FILES = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.stem not in COMPARISONS]
 PUBLISHED = ["llava-kd", "llava-kd-teacher", "pt-sft", "pt-sft-sft"]
 CAPTIONS, INSTRUCTIONS = 558_128, 665_298

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from distilvlm.cost import estimate
 from distilvlm.recipe import load_recipe
 from distilvlm.report.page import render
 from distilvlm.report.read import read
@@ -41,8 +42,11 @@ def comparison_page(comparison: Path) -> str:
 def sparse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three stages: dense, sparse, preferences."""
     directory = tmp_path_factory.mktemp("sparse")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("distilvlm.runs.expense.estimate", estimate)  # whichever test asks for the run first
     changes = ["stages.d2s.reference=[capacity]", "stages.pd.loss.desirable=1.5"]
     run(load_recipe(write_mod_recipe(directory), changes), directory=directory / "run")
+    monkeypatch.undo()
     return directory / "run"
 
 

@@ -110,22 +110,6 @@ def test_an_adaptors_projector_begins_as_the_aligned_one(recipe: Path, whole: tu
         assert torch.equal(value, aligned[f"model.multi_modal_projector.{name}"])
 
 
-def test_an_adaptor_starts_from_a_trained_one(recipe: Path, server: Server, tmp_path: Path) -> None:
-    content = yaml.safe_load(recipe.read_text())
-    second = {**content["stages"][1], "name": "second"}
-    second["transform"] = [{**MULTIMODAL, "adaptor": "second", "start": "multimodal"}]
-    second["train"], second["optim"] = ["adaptor.norm"], {"lr": 1e-3, "batch": 4, "updates": 2}
-    content["stages"] = [*content["stages"][:2], second]
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    server.finish(path, tmp_path / "run")
-    vlm = load(tmp_path / "run/model")
-    assert vlm.host is not None
-    first, second_one = (vlm.host[name].state_dict() for name in ("multimodal", "second"))
-    differ = {name for name in first if not torch.equal(first[name], second_one[name])}
-    assert differ == {"norm.weight"}
-
-
 def test_bytes_on_disk_were_foreseen(recipe: Path, whole: tuple[Path, list[str]]) -> None:
     run, _ = whole
     resolved = load_recipe(recipe)
@@ -151,12 +135,11 @@ def events(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["multimodal", "grounding"])
 def test_a_killed_run_continues_bit_for_bit(
-    recipe: Path, whole: tuple[Path, list[str]], server: Server, tmp_path: Path, stage: str
+    recipe: Path, whole: tuple[Path, list[str]], server: Server, tmp_path: Path
 ) -> None:
-    """In the middle of a stage, behind a checkpoint that holds the adaptor and nothing of the base."""
-    expected, operations = whole
+    """In the last stage, behind a checkpoint that holds its adaptor and nothing of the base or the other one."""
+    (expected, operations), stage = whole, STAGES[-1]
     steps = [number for number, label in enumerate(operations, start=1) if label == "step"]
     assert len(steps) == len(STAGES) * STEPS
     run = tmp_path / "run"
@@ -243,24 +226,27 @@ def test_the_command_line_asks_a_workflow_by_name(
 def test_a_recipe_goes_on_from_a_directory_of_adaptors(
     recipe: Path, whole: tuple[Path, list[str]], server: Server, tmp_path: Path
 ) -> None:
+    """It trains one of them further, then a copy of it."""
     content = yaml.safe_load(recipe.read_text())
     content["student"] = {"from": str(whole[0] / "model"), "workflow": "multimodal"}
-    more = {
-        **content["stages"][1],
-        "name": "more",
-        "train": ["adaptor.layers"],
-        "optim": {"lr": 1e-3, "batch": 4, "updates": 2},
-    }
-    content["stages"] = [{name: value for name, value in more.items() if name != "transform"}]
+    common = {"data": ["questions"], "optim": {"lr": 1e-3, "batch": 4, "updates": 2}}
+    insert = {**MULTIMODAL, "adaptor": "copy", "start": "multimodal"}
+    content["stages"] = [
+        {"name": "more", "train": ["adaptor.layers"], **common},
+        {"name": "copy", "transform": [insert], "train": ["adaptor.norm"], **common},
+    ]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     server.finish(path, tmp_path / "run")
     before, after = load(whole[0] / "model"), load(tmp_path / "run/model")
+    assert after.adaptors == (*before.adaptors, "copy")
     one, other = named(before.model), named(after.model)
     changed = {name for name in one if not torch.equal(one[name], other[name])}
     assert changed and all(name.startswith("adaptors.multimodal.layers.") for name in changed)
-    origin = json.loads((tmp_path / "run/model/host.json").read_text())
-    assert origin["student"] == json.loads((whole[0] / "model/host.json").read_text())["student"]
+    trained, copied = (after.host[name].state_dict() for name in ("multimodal", "copy"))  # pyright: ignore
+    assert {name for name in trained if not torch.equal(trained[name], copied[name])} == {"norm.weight"}
+    origins = (json.loads((run / "model/host.json").read_text())["student"] for run in (whole[0], tmp_path / "run"))
+    assert next(origins) == next(origins)
 
 
 def test_nobody_takes_adaptors_for_a_stock_checkpoint(

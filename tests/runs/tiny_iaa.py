@@ -1,4 +1,4 @@
-"""IAA small enough to run in a second: a projector's alignment, an adaptor, and a second one, over `tiny`'s parts."""
+"""IAA small enough to run in a second: a projector's alignment, an adaptor, a second one, over the parts of `tiny`."""
 
 from __future__ import annotations
 
