@@ -64,8 +64,8 @@ def host_facts(source: str | Path) -> dict[str, Any] | None:
 def _require_stock(source: str) -> None:
     if host_facts(source) is not None:
         raise ValueError(
-            f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. With the base that "
-            "its host.json names it can be a student's or teacher's 'from', or be asked (distilvlm evaluate)"
+            f"{source} holds adaptors and no model of its own, and a stock checkpoint is wanted here. With the base "
+            "that its host.json names it can be a student's or teacher's 'from', or be asked (distilvlm evaluate)"
         )
 
 

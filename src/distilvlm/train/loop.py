@@ -186,7 +186,8 @@ class Loop:
             return dict(sums)
         names = sorted(sums)  # the same on every process, whatever its batches began with
         packed = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(names, self._summed(packed).tolist(), strict=True))
+        totals = dict(zip(names, self._summed(packed).tolist(), strict=True))
+        return {name: totals[name] for name in sums}  # told in the order in which one process tells them
 
     def _summed(self, local: Tensor) -> Tensor:
         """The sum over processes."""
