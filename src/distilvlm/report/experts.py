@@ -1,4 +1,4 @@
-"""How the experts of a sparse student were used: which served how much over a stage, layer by layer."""
+"""How a student's experts were used, of its language model or its vision encoder: which served how much, by layers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Experts:
-    """The sparse layers of one run's stage."""
+    """The layers with experts of one run's stage."""
 
     run: str
     series: int
+    part: str  # "language model" or "vision encoder"
     layers: list[Layer]
 
     @property
@@ -48,12 +49,17 @@ class Experts:
         return any(layer.dropped for layer in self.layers)
 
 
-def experts(run: str, series: int, stage: Stage) -> Experts | None:
-    """None for a dense student."""
-    told = [update.routing for update in stage.updates if update.routing]
-    if not told:
-        return None
-    return Experts(run, series, [_layer(number, [update[number] for update in told]) for number in range(len(told[0]))])
+def experts(run: str, series: int, stage: Stage) -> list[Experts]:
+    """Of each part that has any."""
+    found: list[Experts] = []
+    for part, told in (
+        ("vision encoder", [update.vision_routing for update in stage.updates if update.vision_routing]),
+        ("language model", [update.routing for update in stage.updates if update.routing]),
+    ):
+        if told:
+            layers = [_layer(number, [update[number] for update in told]) for number in range(len(told[0]))]
+            found.append(Experts(run, series, part, layers))
+    return found
 
 
 def _layer(number: int, uses: Sequence[LayerUse]) -> Layer:
@@ -91,5 +97,5 @@ def _map(number: int, uses: Sequence[LayerUse], load: Sequence[float]) -> Markup
             )
     said = ", ".join(f"expert {expert + 1} {100 * share:.0f}%" for expert, share in enumerate(load))
     return Markup('<svg class="experts" viewBox="0 0 {w} {h}" role="img" aria-label="{said}">{body}</svg>').format(
-        w=WIDTH, h=count * ROW, said=f"sparse layer {number}, at the end: {said}", body=Markup("").join(cells)
+        w=WIDTH, h=count * ROW, said=f"layer {number}, at the end: {said}", body=Markup("").join(cells)
     )
