@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from distilvlm.recipe import LossSpec
 from distilvlm.report.axes import Axis, fitted, labels, linear_ticks, reading
-from distilvlm.report.curves import POINTS, Line, chart, smoothed, thinned
+from distilvlm.report.curves import POINTS, Line, chart, smoothed, stage_charts, thinned
+from distilvlm.report.formats import Update
+from distilvlm.report.read import Run
 
 
 def test_thinning_keeps_ends_and_extremes() -> None:
@@ -83,3 +88,35 @@ def test_a_name_is_never_markup() -> None:
 
 def test_what_lies_outside_an_axis_stands_at_its_border() -> None:
     assert Axis(0, 1, 10, 20).place(7) == 20
+
+
+def taught(number: int, **terms: float) -> Update:
+    values = {"stage": "d", "number": number, "loss": 1.0, "rate": 0.1, "gradient_norm": 1.0, "seconds": 1.0}
+    return Update.model_validate({**values, "terms": terms})
+
+
+def run_of(*updates: Update) -> Run:
+    spec = SimpleNamespace(name="d", loss=LossSpec(encoder=1.0))
+    return cast(
+        Run,
+        SimpleNamespace(
+            stages=[SimpleNamespace(about=None, updates=list(updates), spec=spec, finished=True, planned=len(updates))]
+        ),
+    )
+
+
+def test_teachers_of_one_run_share_a_chart_and_of_several_runs_each_has_one() -> None:
+    terms = {"encoder": 3.0, "encoder.anchor": 1.0, "encoder.cnn": 2.0, "encoder_weight.anchor": 0.8}
+    one = run_of(*(taught(number, **terms) for number in (1, 2)))
+    (alone,) = stage_charts({"a": one}, {"a": 0})
+    by_title = {drawn.title: drawn for drawn in alone.charts}
+    assert "term: encoder (the whole loss)" in by_title  # teachers are no terms of their own
+    distances = by_title["distance to each encoder's features"]
+    assert distances.ends == [("cnn", 1, "2.00")] and distances.lines_are == "teachers"
+    assert by_title["distance to the features of anchor"].ends == [("a", 0, "1.00")]  # far smaller: by itself
+    assert by_title["how much each encoder counts"].ends == [("anchor", 0, "0.800")]
+    (both,) = stage_charts({"a": one, "b": run_of(taught(1, **{"encoder.cnn": 4.0}))}, {"a": 0, "b": 1})
+    by_title = {drawn.title: drawn for drawn in both.charts}
+    assert by_title["distance to the features of cnn"].ends == [("a", 0, "2.00"), ("b", 1, "4.00")]
+    assert by_title["distance to the features of anchor"].ends == [("a", 0, "1.00")]
+    assert all(drawn.lines_are == "runs" for drawn in both.charts)

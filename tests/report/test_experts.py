@@ -36,8 +36,8 @@ def test_figures_are_of_the_last_tenth_and_entropy_also_of_the_first(sparse_run:
     first = [update(n, ([1.0, 0.0], even / 2, 0.5), ([0.5, 0.5], even, 0.0)) for n in (1, 2)]
     early = [update(n, ([1.0, 0.0], 0.1, 0.0), ([0.5, 0.5], 0.2, 0.0)) for n in range(3, 19)]
     late = [update(n, ([0.25, 0.75], even, 0.0), ([0.5, 0.5], 0.0, 0.0)) for n in (19, 20)]
-    found = experts("student", 1, stage(sparse_run, *first, *early, *late, layers=[0, 3]))
-    assert found is not None and [layer.name for layer in found.layers] == ["layer 0", "layer 3"]
+    (found,) = experts("student", 1, stage(sparse_run, *first, *early, *late, layers=[0, 3]))
+    assert found.part == "language model" and [layer.name for layer in found.layers] == ["layer 0", "layer 3"]
     assert found.layers[0].load == pytest.approx([0.25, 0.75])
     assert found.layers[0].entropy == pytest.approx((0.5, 1.0)) and found.layers[1].entropy == pytest.approx((1.0, 0.0))
     assert (found.layers[0].dropped, found.layers[0].most_dropped) == pytest.approx((0.05, 0.5))  # of the whole stage
@@ -46,8 +46,8 @@ def test_figures_are_of_the_last_tenth_and_entropy_also_of_the_first(sparse_run:
 
 
 def test_layers_are_counted_where_their_numbers_are_not_recorded(sparse_run: Path) -> None:
-    found = experts("student", 0, stage(sparse_run, update(1, ([0.5, 0.5], 0.5, 0.0), ([0.5, 0.5], 0.5, 0.0))))
-    assert found is not None and [layer.name for layer in found.layers] == ["sparse layer 1", "sparse layer 2"]
+    (found,) = experts("student", 0, stage(sparse_run, update(1, ([0.5, 0.5], 0.5, 0.0), ([0.5, 0.5], 0.5, 0.0))))
+    assert [layer.name for layer in found.layers] == ["sparse layer 1", "sparse layer 2"]
 
 
 def test_shades_are_of_an_even_share() -> None:
@@ -65,8 +65,8 @@ def rectangles(drawn: str) -> dict[str, list[tuple[int, int, int]]]:
 
 def test_a_map_has_a_row_per_expert_and_neighbours_of_one_shade_are_one(sparse_run: Path) -> None:
     loads = [[0.25, 0.25, 0.5, 0.0], [0.25, 0.25, 0.5, 0.0], [0.5, 0.25, 0.25, 0.0]]
-    one = experts("student", 0, stage(sparse_run, *(update(n, (load, 1.0, 0.0)) for n, load in enumerate(loads))))
-    assert one is not None and not one.drops
+    (one,) = experts("student", 0, stage(sparse_run, *(update(n, (load, 1.0, 0.0)) for n, load in enumerate(loads))))
+    assert not one.drops
     drawn = str(one.layers[0].map)
     assert rectangles(drawn) == {
         "less m4": [(0, 39, 3)],
@@ -74,20 +74,31 @@ def test_a_map_has_a_row_per_expert_and_neighbours_of_one_shade_are_one(sparse_r
         "more m4": [(2, 0, 1), (0, 26, 2)],
     }
     assert 'aria-label="sparse layer 1, at the end: expert 1 50%, expert 2 25%, expert 3 25%, expert 4 0%"' in drawn
-    many = experts(
+    (many,) = experts(
         "student", 0, stage(sparse_run, *(update(n, ([n / 500, 1 - n / 500], 0.5, 0.0)) for n in range(500)))
     )
-    assert many is not None and f'viewBox="0 0 {COLUMNS} 25"' in str(many.layers[0].map)
+    assert f'viewBox="0 0 {COLUMNS} 25"' in str(many.layers[0].map)
 
 
 def test_a_dense_student_has_none(sparse_run: Path) -> None:
-    assert experts("student", 0, stage(sparse_run, update(1))) is None
+    assert experts("student", 0, stage(sparse_run, update(1))) == []
     assert mean_entropy([]) is None
+
+
+def test_experts_of_the_vision_encoder_are_told_apart(sparse_run: Path) -> None:
+    use = {"load": [0.75, 0.25], "entropy": 0.5, "dropped": 0.0}
+    values = {"stage": "d", "number": 1, "loss": 1.0, "rate": 0.1, "gradient_norm": 1.0, "seconds": 1.0}
+    both = Update.model_validate({**values, "vision_routing": [use, use], "routing": [{**use, "load": [0.5, 0.5]}]})
+    found = experts("student", 0, stage(sparse_run, both))
+    assert [(use.part, len(use.layers), use.layers[0].load) for use in found] == [
+        ("vision encoder", 2, [0.75, 0.25]),
+        ("language model", 1, [0.5, 0.5]),
+    ]
 
 
 def test_the_page_of_a_sparse_run_shows_every_layer_with_its_figures(sparse_page: str, sparse_run: Path) -> None:
     words = Reader(sparse_page).words
-    assert words.count("Which experts served") == 2  # in both sparse stages
+    assert words.count("Which experts of the language model served") == 2  # in both sparse stages
     tables = sparse_page.count('<table class="use">')
     assert tables == 2
     subject = read(sparse_run)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from markupsafe import Markup
 
-from distilvlm.recipe import TERMS
+from distilvlm.recipe import ANCHOR, TERMS
 
 from .axes import Axis, fitted, labels, reading
 from .experts import Experts, experts, mean_dropped, mean_entropy
@@ -41,6 +42,15 @@ ROUTERS: dict[str, Callable[[Update], float | None]] = {
 """Title → value, of sparse students: means over their layers."""
 
 
+DISTANCE = "encoder."
+
+TEACHERS = {
+    DISTANCE: ("distance to each encoder's features", "distance to the features of {}"),
+    "encoder_weight.": ("how much each encoder counts", "how much {} counts"),
+}
+"""What is told of every encoder that teaches: beginning of the term → titles, of all encoders and of one."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One run's values over its updates."""
@@ -56,6 +66,7 @@ class Chart:
     title: str
     svg: Markup
     log: bool
+    lines_are: Literal["runs", "teachers"]
     ends: list[tuple[str, int, str]]  # (label, series, mean of the last tenth)
 
 
@@ -67,7 +78,7 @@ class StageCharts:
     names: list[tuple[str, int, str]]  # (run, series, what the stage is called there and how long it is)
     charts: list[Chart]
     note: str  # what the charts' values mean, where their titles do not say it all
-    experts: list[Experts]  # of the runs whose student is sparse there
+    experts: list[Experts]  # of the runs whose student has any there
 
 
 def stage_charts(runs: dict[str, Run], series: dict[str, int]) -> list[StageCharts]:
@@ -77,7 +88,7 @@ def stage_charts(runs: dict[str, Run], series: dict[str, int]) -> list[StageChar
         stages = {name: run.stages[index] for name, run in runs.items() if index < len(run.stages)}
         names = [(name, series[name], _length(stage)) for name, stage in stages.items()]
         drawn = {name: stage for name, stage in stages.items() if stage.updates}
-        sparse = [use for name, stage in drawn.items() if (use := experts(name, series[name], stage)) is not None]
+        sparse = [use for name, stage in drawn.items() for use in experts(name, series[name], stage)]
         note = PREFERENCES if any(stage.spec.loss.preference for stage in drawn.values()) else ""
         found.append(StageCharts(f"Stage {index + 1}", names, _charts(drawn, series), note, sparse))
     return found
@@ -91,8 +102,8 @@ def _length(stage: Stage) -> str:
     return f"{stage.spec.name}, {done:,}{of} updates so far"
 
 
-def _charts(stages: dict[str, Stage], series: dict[str, int]) -> list[Chart]:
-    used = {term for stage in stages.values() for update in stage.updates for term in update.terms}
+def _charts(stages: Mapping[str, Stage], series: Mapping[str, int]) -> list[Chart]:
+    used = {term for term in _terms(stages) if not _of_teacher(term)}
     known = [*TERMS, *MEASURES]
     ordered = [term for term in known if term in used] + sorted(used.difference(known))
     wanted: list[tuple[str, Callable[[Update], float | None]]] = []
@@ -108,19 +119,15 @@ def _charts(stages: dict[str, Stage], series: dict[str, int]) -> list[Chart]:
         for title, value in ROUTERS.items()
         if any(value(update) for stage in stages.values() for update in stage.updates)
     ]
-    wanted += [
+    technical: list[tuple[str, Callable[[Update], float | None]]] = [
         ("learning rate", lambda update: update.rate),
         ("gradient norm", lambda update: update.gradient_norm),
         ("seconds per update", lambda update: update.seconds),
     ]
-    charts: list[Chart] = []
-    for title, value in wanted:
-        lines: list[Line] = []
-        for name, stage in stages.items():
-            points = [(update.number, given) for update in stage.updates if (given := value(update)) is not None]
-            if points:
-                lines.append(Line(name, series[name], [x for x, _ in points], [y for _, y in points]))
-        if lines:
+    charts = [chart(title, lines) for title, value in wanted if (lines := _lines(stages, series, value))]
+    charts += _teachers(stages, series)
+    for title, value in technical:
+        if lines := _lines(stages, series, value):
             charts.append(chart(title, lines, smooth=title != "learning rate"))
     return charts
 
@@ -145,7 +152,49 @@ def _note(term: str, stage: Stage) -> str:
     return ""
 
 
-def chart(title: str, lines: Sequence[Line], smooth: bool = True) -> Chart:
+def _lines(
+    stages: Mapping[str, Stage], series: Mapping[str, int], value: Callable[[Update], float | None]
+) -> list[Line]:
+    """One line for each run that has the value."""
+    lines: list[Line] = []
+    for name, stage in stages.items():
+        points = [(update.number, given) for update in stage.updates if (given := value(update)) is not None]
+        if points:
+            lines.append(Line(name, series[name], [x for x, _ in points], [y for _, y in points]))
+    return lines
+
+
+def _terms(stages: Mapping[str, Stage]) -> list[str]:
+    """All terms that are told of, in the order in which they come."""
+    return list(dict.fromkeys(term for stage in stages.values() for update in stage.updates for term in update.terms))
+
+
+def _of_teacher(term: str) -> bool:
+    return term.startswith(tuple(TEACHERS))
+
+
+def _teachers(stages: Mapping[str, Stage], series: Mapping[str, int]) -> list[Chart]:
+    """What is told of each encoder that teaches: of one run in one chart, to compare encoders; of several runs
+    in one chart for each encoder. The anchor's distance stands alone: it begins at 0 and is small."""
+    charts: list[Chart] = []
+    for prefix, (of_all, of_one) in TEACHERS.items():
+        lines = {
+            term.removeprefix(prefix): _lines(stages, series, lambda update, term=term: update.terms.get(term))
+            for term in _terms(stages)
+            if term.startswith(prefix)
+        }
+        alone = [name for name in lines if len(stages) > 1 or (prefix == DISTANCE and name == ANCHOR)]
+        charts += [chart(of_one.format(name), lines[name]) for name in alone]
+        places = {name: place % 8 for place, name in enumerate(lines)}  # an encoder's colour is the same in all charts
+        together = [replace(lines[name][0], label=name, series=places[name]) for name in lines if name not in alone]
+        if together:
+            charts.append(chart(of_all, together, lines_are="teachers"))
+    return charts
+
+
+def chart(
+    title: str, lines: Sequence[Line], smooth: bool = True, lines_are: Literal["runs", "teachers"] = "runs"
+) -> Chart:
     """Draw lines over their updates. Values that are not finite are left out."""
     kept = [_finite(line) for line in lines]
     kept = [line for line in kept if line.x]
@@ -176,7 +225,7 @@ def chart(title: str, lines: Sequence[Line], smooth: bool = True) -> Chart:
         log=int(up.log),
         body=Markup("").join(pieces),
     )
-    return Chart(title, svg, up.log, ends)
+    return Chart(title, svg, up.log, lines_are, ends)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -1,4 +1,5 @@
-"""How the experts of a sparse student were used over a stage, layer by layer: which served, how sure routers were."""
+"""How a student's experts were used over a stage, of its language model or its vision encoder, layer by layer: which
+served, how sure routers were."""
 
 from __future__ import annotations
 
@@ -43,10 +44,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Experts:
-    """The sparse layers of one run's stage."""
+    """The layers with experts of one run's stage."""
 
     run: str
     series: int
+    part: str  # "language model" or "vision encoder"
     layers: list[Layer]
 
     @property
@@ -59,16 +61,22 @@ class Experts:
         return any(layer.most_dropped for layer in self.layers)
 
 
-def experts(run: str, series: int, stage: Stage) -> Experts | None:
-    """None for a dense student."""
-    told = [update.routing for update in stage.updates if update.routing]
-    if not told:
-        return None
+def experts(run: str, series: int, stage: Stage) -> list[Experts]:
+    """Of each part that has any."""
     known = [] if stage.about is None or stage.about.student is None else stage.about.student.sparse_layers
-    names = [f"layer {layer}" for layer in known]
-    if len(names) != len(told[0]):  # a run of a version that kept no numbers
-        names = [f"sparse layer {number + 1}" for number in range(len(told[0]))]
-    return Experts(run, series, [_layer(name, [update[at] for update in told]) for at, name in enumerate(names)])
+    found: list[Experts] = []
+    for part, word, numbers, told in (
+        ("vision encoder", "layer", [], [update.vision_routing for update in stage.updates if update.vision_routing]),
+        ("language model", "sparse layer", known, [update.routing for update in stage.updates if update.routing]),
+    ):
+        if not told:
+            continue
+        names = [f"layer {layer}" for layer in numbers]
+        if len(names) != len(told[0]):  # their numbers are not recorded
+            names = [f"{word} {number + 1}" for number in range(len(told[0]))]
+        layers = [_layer(name, [update[at] for update in told]) for at, name in enumerate(names)]
+        found.append(Experts(run, series, part, layers))
+    return found
 
 
 def mean_entropy(uses: Sequence[LayerUse]) -> float | None:

@@ -232,6 +232,7 @@ class Update(Content):
     samples: int = 0
     seconds: float
     routing: list[LayerUse] = []  # of a sparse student, layer by layer
+    vision_routing: list[LayerUse] = []  # of a vision tower with experts, layer by layer
 
 
 class LookedAt(Content):
