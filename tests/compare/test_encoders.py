@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from distilvlm.cli import app
 from distilvlm.compare import compare, load_comparison
+from distilvlm.evaluate.encoders import subjects
 from distilvlm.recipe import RecipeError
 from distilvlm.report.read import Comparison, read
 from tests.runs.tiny import write_recipe
@@ -98,7 +99,14 @@ def test_encoders_are_measured_and_models_asked(
         assert said in page
     assert "No answers of" not in page  # who is not asked is not missing
 
+    looked = json.loads((out / "seed-0" / "distilled" / "importance.json").read_text())["maps"][0]
+    assert [Path(one["picture"]).stem for one in looked["pictures"]] == ["0", "11", "14", "18", "3", "6"]
+    assert looked["used_by"][1] == "stage all: a patch counts by an even share plus its own share here"
+
     run = str(out / "seed-0" / "distilled")
+    stock = subjects([run, str(out / "seed-0" / "frozen" / "model")], geometry="pad")  # is read as the run is, else
+    assert [one.encoder.size for one in stock.values()] == [16, 16]
+    assert [one.geometry for one in stock.values()] == ["square", "pad"]
     labels = f"--train {tmp_path}/labels.json --test {tmp_path}/labels.json --images {tmp_path}/pictures"
     command = f"encoder {run} {labels} --neighbours 3"
     told = CliRunner().invoke(

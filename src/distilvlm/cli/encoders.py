@@ -32,11 +32,17 @@ def encoder(
     against: Annotated[str | None, typer.Option(help="Another encoder or run, to compare with.")] = None,
     images: Annotated[Path | None, typer.Option(help="Directory of the pictures of data files.")] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Hidden state that is read; default: a run's own, else -2 as LLaVA has it.")
+        int | None,
+        typer.Option(
+            help="Hidden state that is read of what is no run; default: the other's, if that is a run; else -2."
+        ),
     ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Picture side in pixels; default: the encoder's own.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Picture side in pixels; default alike, else its own.")
+    ] = None,
     geometry: Annotated[
-        Literal["square", "pad", "crop"] | None, typer.Option(help="How pictures become squares; default: square.")
+        Literal["square", "pad", "crop"] | None,
+        typer.Option(help="How pictures become squares; default alike, else square."),
     ] = None,
     pooling: Annotated[
         Literal["mean", "cls", "both"], typer.Option(help="How tokens become a vector: mean of patches, CLS, or both.")
@@ -53,15 +59,15 @@ def encoder(
     predicting their mean would be.
     """
     from distilvlm.evaluate import majority
-    from distilvlm.evaluate.encoders import LABELS, Labels, labelled, scored, subject, taken
+    from distilvlm.evaluate.encoders import LABELS, Labels, labelled, scored, subjects, taken
 
     quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # the tables say it all
     labels = Labels(taken(labelled(train, images), take), labelled(test, images))
     usual = majority(question.answer for question in labels.training.questions)
     rows = {which: {"majority": scored(labels, [usual] * len(labels.test.questions), which)} for which in LABELS}
-    for source in [against, name] if against is not None and against != name else [name]:
-        one = subject(source, layer, size, geometry)
+    sources = [name] if against is None else [against, name]
+    for source, one in subjects(sources, layer, size, geometry).items():
         for which, evaluation in one.measured(labels, pooling, neighbours, batch_size).items():
             rows.setdefault(which, {})[source] = evaluation
             if out is not None:

@@ -23,7 +23,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 from distilvlm.teachers.encoder_cache import BATCH, EncoderCache, Expense, SeenReader
 from distilvlm.teachers.encoders import EncoderTeachers, Shape, canvas_size, importance_source, restored
-from distilvlm.train.encoders import adapters_of
+from distilvlm.train.encoders import adapters_of, rules_of
 
 from .directory import RunDirectory
 
@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 EXAMPLES = 6
 """Pictures of which a run keeps where the encoder looks that weighs tokens."""
 
+
+WEIGHED = {
+    "paper": "a patch counts by an even share plus its own share here",
+    "reference": "patches count nearly alike, since a second softmax flattens these shares (the released code)",
+}
+"""How a stage weighs tokens, for a reader of the report."""
 
 STATISTICS = 1024
 """Pictures whose features say how targets are standardised: 49 tokens each are 50,000 rows."""
@@ -125,11 +131,13 @@ def described(expenses: Iterable[Expense], world: int) -> list[str]:
 
 
 def keep_importance(recipe: Recipe, encoders: Encoders, place: RunDirectory) -> None:
-    """Where the encoders look that weigh tokens, in the first pictures: `importance.json`, for the report."""
+    """Where the encoders look that weigh tokens, in some of the pictures: `importance.json`, for the report."""
     if place.importance.exists():
         return
     weighing = [stage for stage in recipe.stages if importance_source(stage) and stage.encoder.token_weights != "none"]
-    paths = [path for path in pictures_of(recipe, weighing[:1]) if path not in encoders.unreadable][:EXAMPLES]
+    readable = [path for path in pictures_of(recipe, weighing[:1]) if path not in encoders.unreadable]
+    count = min(EXAMPLES, len(readable))
+    paths = [readable[place * len(readable) // count] for place in range(count)]  # of every source and folder
     maps: dict[str, dict[str, Any]] = {}
     for stage in weighing:
         name = str(importance_source(stage))
@@ -144,8 +152,7 @@ def keep_importance(recipe: Recipe, encoders: Encoders, place: RunDirectory) -> 
                 "used_by": [],
                 "pictures": [{"picture": p, "weights": row} for p, row in zip(paths, rows, strict=True)],
             }
-        how = stage.encoder.token_weights or f"preset {stage.encoder.preset}"
-        maps[name]["used_by"].append(f"stage {stage.name} weighs tokens by it ({how})")
+        maps[name]["used_by"].append(f"stage {stage.name}: {WEIGHED[rules_of(stage).token_weights]}")
     write_whole(place.importance, (json.dumps({"maps": list(maps.values())}, indent=1) + "\n").encode())
 
 

@@ -13,7 +13,7 @@ from distilvlm.evaluate.encoders.measured import Labels, measured, scored
 from distilvlm.evaluate.encoders.measures import FEATURE_ERROR, KNN, LABELS, PROBE
 from distilvlm.evaluate.encoders.nearest import NEIGHBOURS, nearest
 from distilvlm.evaluate.encoders.probe import Probe, fitted
-from distilvlm.evaluate.encoders.subject import Subject, SubjectOfRun, subject
+from distilvlm.evaluate.encoders.subject import Subject, SubjectOfRun, subjects
 
 __all__ = [
     "FEATURE_ERROR",
@@ -37,6 +37,6 @@ __all__ = [
     "pictures",
     "predicting_the_mean",
     "scored",
-    "subject",
+    "subjects",
     "taken",
 ]

@@ -76,6 +76,7 @@ class SubjectOfRun(Subject):
             raise DataError(f"{directory} has no finished student: {'; '.join(problems)}; run its recipe to the end")
         self.geometry = recipe.pictures.geometry
         student = load_encoder(place.model) if recipe.student.encoder_alone else load(place.model)
+        self.layer = student.layout.layer
         self.encoder = _on_device(frozen_copy(student.model.model.vision_tower, student.layout, recipe.name))
 
     @property
@@ -141,19 +142,23 @@ class SubjectOfRun(Subject):
         return see, adapters.to(device).eval()
 
 
-def subject(
-    source: str, layer: int | None = None, size: int | None = None, geometry: Geometry | None = None
-) -> Subject:
-    """Of a run's directory its student, as it was trained; of any other an encoder.
+def subjects(
+    sources: Sequence[str], layer: int | None = None, size: int | None = None, geometry: Geometry | None = None
+) -> dict[str, Subject]:
+    """Of a run's directory its student, as it was trained; of any other the encoder.
 
-    Raises:
-        ValueError: a layer, size or geometry for a run, which has its own.
+    Args:
+        layer, size, geometry: of those that are no runs; default: as the first run among the sources has them, so that
+            like is compared with like; without one, as `Subject` says.
     """
-    if not (Path(source) / "recipe.yaml").exists():
-        return Subject(source, layer, size, geometry)
-    if given := [name for name, value in {"layer": layer, "size": size, "geometry": geometry}.items() if value]:
-        raise ValueError(f"{source} is a run, which has its own {given[0]}: give {Path(source) / 'model'} instead")
-    return SubjectOfRun(source)
+    runs = {source: SubjectOfRun(source) for source in sources if (Path(source) / "recipe.yaml").exists()}
+    for run in list(runs.values())[:1]:
+        layer, size = run.layer if layer is None else layer, size or run.encoder.size
+        geometry = geometry or run.geometry
+    return {
+        source: runs[source] if source in runs else Subject(source, layer, size, geometry)
+        for source in dict.fromkeys(sources)
+    }
 
 
 def _on_device(encoder: EncoderTeacher) -> EncoderTeacher:
