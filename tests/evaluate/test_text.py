@@ -198,6 +198,15 @@ def test_every_token_is_predicted_once_from_its_window(vlm: VLM, tmp_path: Path,
     assert "".join(one.answer for one in found.samples) == TEXT
 
 
+def test_a_typed_image_token_is_text(vlm: VLM, tmp_path: Path) -> None:
+    vlm.model.resize_token_embeddings(259)  # as of most models: <image> has no row
+    (tmp_path / "a.md").write_text("Write `<image>` where it goes.")
+    (one,) = perplexity(vlm, read_texts(tmp_path / "a.md")).samples
+    assert one.answer == "Write `< image >` where it goes."
+    assert choose(vlm, [choice(0, ["<image>", "b"], 0, "A <image> is", shots=["<image>"])]).n == 1
+    assert reply(vlm, read_prompts(tmp_path / "a.md"), max_new_tokens=2).n == 1
+
+
 def test_perplexities_have_intervals_and_paired_differences(make_vlm: Callable[..., VLM], tmp_path: Path) -> None:
     rows = [{"text": f"Sentence {number} of a text."} for number in range(8)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

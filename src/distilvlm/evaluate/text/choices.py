@@ -22,7 +22,7 @@ from distilvlm.evaluate.measures import Answered, Figure, Measure
 from distilvlm.evaluate.questions import Question
 from distilvlm.evaluate.report import Evaluation, score
 from distilvlm.evaluate.text.likelihood import Likelihood, Passage, Progress, likelihoods
-from distilvlm.evaluate.text.tokens import Tokens, context, opening, tokenised
+from distilvlm.evaluate.text.tokens import Tokens, context, harmless, opening, tokenised
 from distilvlm.models.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,15 @@ class Choice:
     ) -> Choice:
         """Args: place: file and row; shown: the question as people read it; subject: of an exam."""
         file, row = place
+
+        def safe(text: str) -> str:
+            return harmless(text, f"{file}, row {row}")
+
         turns = (Turn("user", shown), Turn("assistant", options[right]))
         record = Record(SampleKey(task, str(file), row), str(row), (), turns)
         question = Question(record, 0, {"task": task, "subject": subject, "options": list(options)})
-        return cls(question, right, tuple(pairs), head, tuple(shots))
+        judged = tuple((safe(read), safe(option)) for read, option in pairs)
+        return cls(question, right, judged, safe(head), tuple(map(safe, shots)))
 
     def prompt(self, shots: int) -> str:
         return self.head + "".join(self.shots[:shots])

@@ -19,6 +19,7 @@ from distilvlm.evaluate.measures import Figure, Measure
 from distilvlm.evaluate.questions import Question, questions_of
 from distilvlm.evaluate.report import Evaluation, score
 from distilvlm.evaluate.text.likelihood import Progress
+from distilvlm.evaluate.text.tokens import harmless
 from distilvlm.models.files import write_whole
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import SourceSpec
@@ -71,9 +72,8 @@ def _lines(path: str | Path | None) -> Sequence[str]:
 
 
 def _question(file: str, row: int, text: str) -> Question:
-    return Question(
-        Record(SampleKey("prompts", file, row), str(row), (), (Turn("user", text), Turn("assistant", ""))), 0
-    )
+    turns = (Turn("user", harmless(text, f"{file}, row {row}")), Turn("assistant", ""))
+    return Question(Record(SampleKey("prompts", file, row), str(row), (), turns), 0)
 
 
 FIGURES = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from distilvlm.evaluate.measures import Figure, Measure
 from distilvlm.evaluate.questions import Question
 from distilvlm.evaluate.report import Evaluation, score
 from distilvlm.evaluate.text.likelihood import Likelihood, Passage, Progress, likelihoods
-from distilvlm.evaluate.text.tokens import Tokens, context, opening, tokenised
+from distilvlm.evaluate.text.tokens import Tokens, context, harmless, opening, tokenised
 from distilvlm.models.vlm import VLM
 
 WINDOW = 1024
@@ -67,7 +67,7 @@ def read_texts(path: str | Path, field: str = "text") -> list[Text]:
             found = [Text(str(path), 0, path.read_text(encoding="utf-8"))]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} can't be read as text: {error}") from None
-    found = [one for one in found if one.text.strip()]
+    found = [replace(one, text=harmless(one.text, f"{one.file}, row {one.row}")) for one in found if one.text.strip()]
     if not found:
         raise DataError(f"{path} holds no text")
     return found

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distilvlm.data.problems import DataError
+from distilvlm.data.markers import neutralise
+from distilvlm.data.problems import DataError, RowError
 from distilvlm.models.vlm import VLM
 
 
@@ -22,8 +23,20 @@ class Tokens:
         return next((number for number, end in enumerate(self.ends) if end > characters), len(self.ids))
 
 
+def harmless(text: str, where: str) -> str:
+    """`text` without what the tokenizer of a VLM would take for a picture.
+
+    Raises:
+        DataError: half of a surrogate pair, which no tokenizer takes; says `where`.
+    """
+    try:
+        return neutralise(text, "text")[0]
+    except RowError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
 def tokenised(vlm: VLM, texts: Sequence[str]) -> list[Tokens]:
-    """The tokens of each text as a training example has them, with BOS where the tokenizer puts one, and no end.
+    """The tokens of each text (a `harmless` one) as training has them: with BOS where the tokenizer puts one.
 
     Raises:
         DataError: a slow tokenizer, which does not say where its tokens lie.
