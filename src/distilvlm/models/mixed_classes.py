@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.initialization import no_init_weights
 
 PREFIX = "distilvlm_mixed_"
@@ -94,6 +98,11 @@ def classes(stock: type[PretrainedConfig]) -> tuple[type[PretrainedConfig], type
         "config_class": config_class,
     }
     model_class = type(f"Mixed{stock_model.__name__}", (stock_model,), namespace)
+    # A stock checkpoint's tensors may have older names than its class: transformers renames them by class or model type
+    # when it loads one, and back when it saves it. Ours go by the same names.
+    for known, ours in {stock.model_type: config_class.model_type, stock_model.__name__: model_class.__name__}.items():
+        if (renamed := get_checkpoint_conversion_mapping(known)) is not None:
+            register_checkpoint_conversion_mapping(ours, renamed)
     AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(config_class, model_class)
     return config_class, model_class
