@@ -19,7 +19,10 @@ from distilvlm.models.merging import merged
 from distilvlm.models.mixed_classes import VARIANT
 from distilvlm.models.mixture import MixConfig, mix, mixtures
 from distilvlm.models.save import load, save
+from distilvlm.models.stages import mixed as mixed_student
 from distilvlm.models.towers import HALF, layout_of
+from distilvlm.models.upcycling import upcycle
+from distilvlm.recipe import Mix
 
 WEIGHTS = f"model.{VARIANT}.safetensors"
 
@@ -116,6 +119,13 @@ def test_a_llava_with_experts_is_saved_and_comes_back(experts: int, make, make_b
     shown = pixels(2, 8)
     one, other = (states(model.model.model.vision_tower, shown)[vlm.layout.layer] for model in (vlm, found))
     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_a_sparse_llava_may_have_experts_in_its_tower_too(make, tmp_path: Path):
+    how = Mix(do="mix", rank=2, start="kaiming")
+    vlm = mixed_student(upcycle(make("clip", "llama", language_config={"intermediate_size": 32}), experts=2), how, 0)
+    save(vlm, tmp_path / "vlm", "square")
+    assert fingerprint(load(tmp_path / "vlm").model) == fingerprint(vlm.model)
 
 
 def test_only_what_is_there_is_written(tmp_path: Path):

@@ -52,7 +52,10 @@ def made_sparse(vlm: VLM, how: Upcycle, seed: int) -> VLM:
 def mixed(student: Student, how: Mix, seed: int) -> Student:
     """The student, whose tower has got experts; its other weights are what they were. Raises ValueError as `mix`."""
     config = MixConfig(**{field.name: getattr(how, field.name) for field in fields(MixConfig)})
-    mix(student.model.model.vision_tower, config, student.layout.layer, seed)
+    tower = student.model.model.vision_tower
+    mix(tower, config, student.layout.layer, seed)
+    if isinstance(student, VLM):
+        student.model.config.vision_config = tower.config  # an upcycled Llava has a copy
     return student
 
 
