@@ -115,8 +115,8 @@ def test_encoders_are_measured_and_models_asked(
         catch_exceptions=False,
     )
     found = json.loads(told.stdout)
-    assert found["knn"]["rows"][run] == rows["neighbours"]["distilled"].summary()
-    assert found["feature_error"]["rows"][run] == features.summary()
+    assert found["knn"]["rows"]["distilled"] == rows["neighbours"]["distilled"].summary()
+    assert found["feature_error"]["rows"]["distilled"] == features.summary()
     assert found["knn"]["difference"] == vars(results.gap(results.seeds[0], "neighbours", ("distilled", "frozen")))
     assert sorted(file.name for file in (tmp_path / "lines").iterdir())[:2] == [
         "feature_error-distilled.jsonl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -66,35 +66,42 @@ def encoder(
     labels = Labels(taken(labelled(train, images), take), labelled(test, images))
     usual = majority(question.answer for question in labels.training.questions)
     rows = {which: {"majority": scored(labels, [usual] * len(labels.test.questions), which)} for which in LABELS}
-    sources = [name] if against is None else [against, name]
+    sources = [name] if against is None else [name, against]
+    called = _called(sources)
     for source, one in subjects(sources, layer, size, geometry).items():
         for which, evaluation in one.measured(labels, pooling, neighbours, batch_size).items():
-            rows.setdefault(which, {})[source] = evaluation
+            rows.setdefault(which, {})[called[source]] = evaluation
             if out is not None:
-                evaluation.write(out / f"{which}-{_called(source)}.jsonl")
-    _tell(rows, name, against, as_json)
-
-
-def _called(source: str) -> str:
-    """A file's name for what a path or a hub id names; of RUN/model the run's."""
-    path = Path(source)
-    return path.parent.name if path.name == "model" and path.parent.name else path.name
-
-
-def _tell(rows: Mapping[str, Mapping[str, Evaluation]], name: str, against: str | None, as_json: bool) -> None:
-    """A table for each measure; differences are from `against`, where it was measured so, too."""
-    from distilvlm.evaluate import difference, figure_table
-
-    told: dict[str, Any] = {}
-    for which, evaluations in rows.items():
-        other = against if against in evaluations and name in evaluations else None
-        if not as_json:
-            ordered = {one: evaluations[one] for one in (name, *evaluations) if one in evaluations}
-            Console().print(figure_table(ordered, against=other, title=which.replace("_", " ")))
-            continue
-        told[which] = {"rows": {one: evaluation.summary() for one, evaluation in evaluations.items()}}
-        if other is not None:
-            gap = difference(evaluations[name], evaluations[other])
-            told[which]["difference"] = gap and asdict(gap)
+                evaluation.write(out / f"{which}-{called[source].replace('/', '-')}.jsonl")
+    told = _tell(rows, called[name], None if against is None else called[against], not as_json)
     if as_json:
         typer.echo(json.dumps({"encoder": name, "against": against, **told}, indent=1))
+
+
+def _called(sources: Sequence[str]) -> dict[str, str]:
+    """Short names for paths and hub ids, as far as they differ; of RUN/model the run's."""
+    paths = {source: Path(source) for source in sources}
+    short = {
+        source: path.parent.name if path.name == "model" and path.parent.name else path.name
+        for source, path in paths.items()
+    }
+    return short if len({*short.values()}) == len(short) else {source: source for source in sources}
+
+
+def _tell(
+    rows: Mapping[str, Mapping[str, Evaluation]], name: str, against: str | None, show: bool
+) -> dict[str, dict[str, Any]]:
+    """What JSON says of each measure, and a table if wanted; differences are from `against`, if measured so, too."""
+    from distilvlm.evaluate import difference, figure_table
+
+    told: dict[str, dict[str, Any]] = {}
+    for which, evaluations in rows.items():
+        both = name in evaluations and against in evaluations and name != against
+        if show:
+            ordered = {one: evaluations[one] for one in (name, *evaluations) if one in evaluations}
+            Console().print(figure_table(ordered, against=against if both else None, title=which.replace("_", " ")))
+        told[which] = {"rows": {one: evaluation.summary() for one, evaluation in evaluations.items()}}
+        if both and against is not None:
+            gap = difference(evaluations[name], evaluations[against])
+            told[which]["difference"] = gap and asdict(gap)
+    return told
