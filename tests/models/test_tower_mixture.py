@@ -180,6 +180,19 @@ def test_dropout_is_of_what_enters_experts_and_only_in_training():
     assert torch.equal(states(tower)[-2], states(tower_of())[-2])  # nothing else is dropped
 
 
+def test_dropout_keeps_the_mean_and_its_share():
+    experts: Any = Experts(torch.nn.Linear(64, 64), MixConfig(experts=1, rank=64, dropout=0.25, bias=False)).train()
+    with torch.no_grad():
+        experts.down[0], experts.up[0] = torch.eye(64), torch.eye(64)
+    torch.manual_seed(0)
+    found = experts.add(torch.zeros(2, 501, 64), torch.ones(2, 501, 64), torch.ones(2, 501, 1)).detach()
+    gone = (found == 0).double()
+    torch.testing.assert_close(found[gone == 0], torch.full_like(found[gone == 0], 4 / 3))
+    by_four = gone.view(-1, 4)  # one draw decides four numbers
+    assert (by_four.mean(0) - 0.25).abs().max() < 0.02
+    assert float(torch.corrcoef(by_four.T).triu(1).abs().max()) < 0.03
+
+
 def test_choices_are_noted_in_the_order_of_the_layers():
     tower = mixed()
     with watched(tower) as seen:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear, one_hot
+from torch.nn.functional import linear, one_hot
 from transformers import PreTrainedModel
 
 from . import routing
@@ -177,7 +177,11 @@ class Experts(nn.Module):
         """
         count, rank, _ = self.down.shape
         biases = None if self.down_bias is None else self.down_bias.flatten()
-        hidden = linear(dropout(entered, self.dropout, self.training), self.down.flatten(0, 1), biases)
+        down = self.down.flatten(0, 1)
+        if self.training and self.dropout:
+            dropped = round(self.dropout * 2**16)
+            entered, down = entered * _drawn(entered, dropped).to(entered.dtype), down / (1 - dropped / 2**16)
+        hidden = linear(entered, down, biases)
         weights = weights.to(hidden.dtype)
         hidden = (hidden.unflatten(-1, (count, rank)) * weights.unsqueeze(-1)).flatten(-2)  # [..., experts * rank]
         up = self.up.flatten(0, 1)
@@ -249,6 +253,17 @@ class Mixture(nn.Module):
 
     def _forget(self, *_: object) -> None:
         self._weights = None  # it may hold a graph
+
+
+def _drawn(like: Tensor, dropped: int) -> Tensor:
+    """What dropout keeps, a bool for each number; `dropped` of 2**16 go.
+
+    As `torch.nn.functional.dropout`, from the same generator, but with 16 random bits a number: drawn one by one in
+    floating point, they took a CPU as long as all products of the experts.
+    """
+    count = like.numel()
+    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    return (bits.view(torch.int16)[:count] >= dropped - 2**15).view_as(like)
 
 
 def _feed_forward(block: nn.Module) -> nn.Module:
