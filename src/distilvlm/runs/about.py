@@ -19,8 +19,8 @@ from torch import nn
 from distilvlm.data import DataReport
 from distilvlm.models.alone import Encoder
 from distilvlm.models.files import write_whole
-from distilvlm.models.parts import by_leaf
-from distilvlm.models.upcycling import active_parameters, upcycled_layers
+from distilvlm.models.parts import by_leaf, sizes
+from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import StageSpec
 
@@ -93,7 +93,7 @@ def stage(
 ) -> None:
     """Record what a stage trains (part -> its parameters) of which student, on what, for how many updates, against
     what."""
-    parameters, active = active_parameters(student.model)
+    parameters, active = sizes(student.model)
     content = {
         "stage": spec.name,
         "transform": [transform.model_dump() for transform in spec.transform],
