@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_data import CHATML, llava_row, make_pictures, make_tokenizer, mixed_rows, write_json
 from torch import Tensor
 
 from distilvlm.data import (
@@ -30,6 +29,8 @@ from distilvlm.data import (
 )
 from distilvlm.data.collate import collate
 from distilvlm.recipe.schema import Augmentation, PictureSpec, SourceSpec
+
+from .small_data import CHATML, llava_row, make_pictures, make_tokenizer, mixed_rows, write_json
 
 PLACEHOLDERS, SIZE = 5, 8
 VISUAL = [False, True, True, True, True]  # the first is a register

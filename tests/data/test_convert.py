@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_data import make_pictures
 
 from distilvlm.data import DataError, read
 from distilvlm.data.convert import convert
 from distilvlm.data.convert.items import Item, Turn
 from distilvlm.data.convert.split import held_out
 from distilvlm.recipe.schema import SourceSpec
+
+from .small_data import make_pictures
 
 
 def rows_of(path: Path | None) -> list[dict]:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from real_files import real
-from small_data import make_pictures
 
 from distilvlm.data import DataError, read
 from distilvlm.data.convert import Converted, convert, naming
@@ -18,6 +16,9 @@ from distilvlm.data.convert.absent import Absences
 from distilvlm.data.convert.boxes import Boxed
 from distilvlm.evaluate.hallucination.synonyms import Synonyms
 from distilvlm.recipe.schema import SourceSpec
+
+from .real_files import real
+from .small_data import make_pictures
 
 NAMES = ("person", "dog", "cat", "umbrella", "scissors", "bus")
 

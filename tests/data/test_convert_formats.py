@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from small_data import make_pictures
 
 from distilvlm.data import DataError
 from distilvlm.data.boxes import written
 from distilvlm.data.convert import convert
+
+from .small_data import make_pictures
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from real_files import real
 
 from distilvlm.data import DataError
 from distilvlm.data.boxes import padded, parsed, unpadded, written
 from distilvlm.data.convert import convert
+
+from .real_files import real
 
 
 def lines(path: Path, rows: list[Any]) -> Path:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from small_data import make_pictures, write_json
 
 from distilvlm import cli
 from distilvlm.data import DataError, Record, read
 from distilvlm.data.convert import Converted, convert
 from distilvlm.recipe.schema import SourceSpec
+
+from .small_data import make_pictures, write_json
 
 
 def rows_of(path: Path | None) -> list[dict[str, Any]]:

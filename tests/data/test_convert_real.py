@@ -11,11 +11,12 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from real_files import real
 
 from distilvlm.data import DataError, read
 from distilvlm.data.convert import Converted, convert
 from distilvlm.recipe.schema import SourceSpec
+
+from .real_files import real
 
 
 def rows_of(path: Path) -> list[dict]:

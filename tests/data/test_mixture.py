@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.runs.tiny import write_recipe
 
 from distilvlm.recipe import RecipeError, load_recipe
 from distilvlm.runs.execute import run
 from distilvlm.runs.plan import plan
+from tests.runs.tiny import write_recipe
 
 STAGE = {
     "name": "sft",

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.runs.tiny_move import write_alone
 from typer.testing import CliRunner
 
 from distilvlm.cli import app
@@ -18,6 +17,7 @@ from distilvlm.data.collate import collate
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.data.pictures import read_pictures
 from distilvlm.recipe import Augmentation, PictureSpec, SourceSpec
+from tests.runs.tiny_move import write_alone
 
 
 @pytest.fixture

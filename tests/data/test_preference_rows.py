@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_data import llava_row, make_pictures, write_json
 
 from distilvlm.data import DataError, Record, Source, Turn, read
 from distilvlm.data.records import PICTURE
 from distilvlm.recipe.schema import SourceSpec
+
+from .small_data import llava_row, make_pictures, write_json
 
 
 @pytest.fixture(autouse=True)

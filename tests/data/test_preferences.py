@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_data import CHATML, llava_row, make_pictures, make_tokenizer, write_json
 from torch import Tensor
 
 from distilvlm import cli
@@ -25,6 +24,8 @@ from distilvlm.data.records import PICTURE, Record
 from distilvlm.data.statistics import describe
 from distilvlm.evaluate import questions_of
 from distilvlm.recipe.schema import Augmentation, PictureSpec, SourceSpec
+
+from .small_data import CHATML, llava_row, make_pictures, make_tokenizer, write_json
 
 PLACEHOLDERS, SIZE = 3, 8
 VISUAL = [False, True, True]

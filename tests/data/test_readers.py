@@ -7,11 +7,12 @@ import pickle
 from pathlib import Path
 
 import pytest
-from small_data import llava_row, make_pictures, write_json
 
 from distilvlm.data import DataError, raise_or_quarantine, read
 from distilvlm.data.records import PICTURE
 from distilvlm.recipe.schema import SourceSpec
+
+from .small_data import llava_row, make_pictures, write_json
 
 
 @pytest.fixture

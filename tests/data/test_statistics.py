@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_data import llava_row, make_pictures, write_json
-from tests.runs.tiny import write_recipe
 
 from distilvlm import cli
 from distilvlm.data import read
 from distilvlm.data.statistics import Spread, describe, shared, unreadable
 from distilvlm.recipe.schema import SourceSpec
+from tests.runs.tiny import write_recipe
+
+from .small_data import llava_row, make_pictures, write_json
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from small_data import (
+
+from distilvlm.data import IGNORED, DataError, Template, explain, export_chat_template
+from distilvlm.data.problems import RowError
+from distilvlm.data.records import PICTURE
+
+from .small_data import (
     CHATML,
     CHATML_WITH_BLOCKS,
     LIST_CONTENT,
@@ -14,10 +19,6 @@ from small_data import (
     make_record,
     make_tokenizer,
 )
-
-from distilvlm.data import IGNORED, DataError, Template, explain, export_chat_template
-from distilvlm.data.problems import RowError
-from distilvlm.data.records import PICTURE
 
 TALK = ("@\nwhat colour is it?", "it is red", "sure?", " yes, 5 times\n")
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.evaluate.asking import question
 
 from distilvlm.data.problems import DataError
 from distilvlm.evaluate import difference, score
 from distilvlm.evaluate.hallucination import Synonyms, annotated, captions, default_synonyms, read_annotations
 from distilvlm.evaluate.questions import Asked
+from tests.evaluate.asking import question
 
 SYNONYMS = Synonyms([("person", ["man", "woman"]), ("dog", ["puppy"]), ("cat", []), ("hot dog", []), ("bus", [])])
 

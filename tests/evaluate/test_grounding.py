@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.evaluate.asking import question
 
 from distilvlm import cli
 from distilvlm.data import DataError
@@ -21,6 +20,7 @@ from distilvlm.evaluate.grounding import GROUNDING, blind_answers, draw, iou
 from distilvlm.evaluate.grounding.drawing import COLOURS, TRUE
 from distilvlm.models.save import save
 from distilvlm.models.vlm import VLM
+from tests.evaluate.asking import question
 
 SIZE = (200, 100)
 Command = Callable[..., tuple[int, str, str]]

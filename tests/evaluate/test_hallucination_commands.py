@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.real_files import real
 
 from distilvlm import cli
 from distilvlm.data.convert import convert
@@ -19,6 +18,7 @@ from distilvlm.evaluate import asked_of, score
 from distilvlm.evaluate.hallucination import POLLING, annotated, captions
 from distilvlm.models.save import save
 from distilvlm.models.vlm import VLM
+from tests.data.real_files import real
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.evaluate.asking import question
 
 from distilvlm.data.problems import DataError
 from distilvlm.evaluate import score
@@ -14,6 +13,7 @@ from distilvlm.evaluate.hallucination import Case, Judgement, LocalRule, Rated, 
 from distilvlm.evaluate.hallucination.captions import captions
 from distilvlm.evaluate.hallucination.judges import rating_of
 from distilvlm.evaluate.hallucination.prompted import objects_of
+from tests.evaluate.asking import question
 
 SYNONYMS = Synonyms([("person", ["man", "woman"]), ("dog", []), ("bench", [])])
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.evaluate.asking import question
 
 from distilvlm.data.problems import DataError
 from distilvlm.evaluate import difference, score
 from distilvlm.evaluate.hallucination.polling import POLLING, blind_answers, is_unclear, said
+from tests.evaluate.asking import question
 
 # truth, answer: 4 true yes, 1 false no, 2 false yes, 3 true no
 ANSWERS = [

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_models import canvases, encoder
-from test_tower_mixture import states, tower_of
 from torch import Tensor
 
 from distilvlm.losses import Moments, Objective, Pictures, comparing
@@ -16,6 +14,9 @@ from distilvlm.models.adapters import Adapters, Interpolation, TokenMixer, Token
 from distilvlm.models.encoders import frozen_copy, query_of
 from distilvlm.models.mixture import MixConfig, mix, watched
 from distilvlm.models.towers import HALF, layout_of
+
+from .encoder_models import canvases, encoder
+from .test_tower_mixture import states, tower_of
 
 STUDENT = Tokens(8, (3, 3))
 TEACHERS = {"anchor": STUDENT, "eva": Tokens(5, (4, 4)), "convnext": Tokens(12, (2, 2))}

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests import adaptor_hosts as tiny
 from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 from distilvlm.models import forward
 from distilvlm.models.adaptors import AdaptorConfig, Host
 from distilvlm.models.decode import greedy
+from tests import adaptor_hosts as tiny
 
 WORKFLOWS = ["text", "seeing", "pointing"]
 MIXED = ["text", "seeing", "pointing", "seeing"]

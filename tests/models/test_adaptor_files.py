@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import adaptor_hosts as tiny
-from tests.models.test_llava_mod import theirs
-from tests.test_cli import command, keep_logging  # noqa: F401 - a fixture that every test here uses
 from torch import Tensor, nn
 
 from distilvlm.models.adaptors import AdaptorConfig, Host, files, published
 from distilvlm.models.save import load
 from distilvlm.models.sources import NotHere
+from tests import adaptor_hosts as tiny
+from tests.models.test_llava_mod import theirs
+from tests.test_cli import command, keep_logging  # noqa: F401 - a fixture that every test here uses
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "qwen3-tied"])

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests import adaptor_hosts as tiny
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from distilvlm.models.adaptors import AdaptorConfig, Host
+from tests import adaptor_hosts as tiny
 
 
 def gradients(host: Host, workflow: str | list[str], given: Tensor) -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests import adaptor_hosts as tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from distilvlm.models.adaptors import AdaptorConfig, Host, resolve
+from tests import adaptor_hosts as tiny
 
 HOSTS = list(tiny.HOSTS)
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_tower_mixture import FAMILIES, mixed, pixels, states, tower_of
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, CLIPVisionModel, LlavaForConditionalGeneration
 
 from distilvlm.models.encoder_directory import load_encoder, save_encoder
@@ -23,6 +22,8 @@ from distilvlm.models.stages import mixed as mixed_student
 from distilvlm.models.towers import HALF, layout_of
 from distilvlm.models.upcycling import upcycle
 from distilvlm.recipe import Mix
+
+from .test_tower_mixture import FAMILIES, mixed, pixels, states, tower_of
 
 WEIGHTS = f"model.{VARIANT}.safetensors"
 

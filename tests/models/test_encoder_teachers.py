@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from encoder_models import CONFIGS, VITS, canvases, encoder, spec
 from transformers import AutoConfig, AutoModel
 
 from distilvlm.models.encoders import build_encoder, frozen_copy
 from distilvlm.models.forward import vision_features
+
+from .encoder_models import CONFIGS, VITS, canvases, encoder, spec
 
 
 def stock(built, pixels, **options):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from encoder_models import CONFIGS, WITH_CLS, canvases, encoder
 from transformers import AutoConfig, AutoModel
 
 from distilvlm.models.encoders import attention, cls_attention, importance_of, query_of, regrid
 from distilvlm.models.encoders.importance import clipped
+
+from .encoder_models import CONFIGS, WITH_CLS, canvases, encoder
 
 
 def eager(built, pixels, layer=-2):

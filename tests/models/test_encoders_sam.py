@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from encoder_models import canvases, encoder
 
 from distilvlm.models.encoders import reference_layout
+
+from .encoder_models import canvases, encoder
 
 
 def test_tokens_are_the_necks_places_row_by_row():

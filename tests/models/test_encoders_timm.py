@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
-from encoder_models import canvases
 from safetensors.torch import save_file
 
 from distilvlm.models.encoders import build_encoder, timm_models
 from distilvlm.recipe.encoders import EncoderSpec
+
+from .encoder_models import canvases
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 CNN = {"depths": [1, 1, 1, 1], "dims": [8, 12, 16, 20]}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_mixture import FAMILIES, tower_of
 
 from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.fingerprint import fingerprint
@@ -16,6 +15,8 @@ from distilvlm.models.mixed_classes import VARIANT
 from distilvlm.models.mixture import MixConfig, mix, mixtures
 from distilvlm.models.save import load, save
 from distilvlm.models.towers import HALF, layout_of, pretrained_tower
+
+from .test_tower_mixture import FAMILIES, tower_of
 
 
 def from_checkpoint(family: str, place: Path) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_tower_mixture import mixed, states, tower_of
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -18,6 +17,8 @@ from distilvlm.models.encoder_directory import load_encoder
 from distilvlm.models.mixture import mixtures
 from distilvlm.models.move_kd import load
 from distilvlm.models.sources import NotHere
+
+from .test_tower_mixture import mixed, states, tower_of
 
 
 def reference_of(tower: Any, prefix: str = "model.vision_tower.vision_tower.vision_model.") -> dict[str, Tensor]:

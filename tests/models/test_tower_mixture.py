@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_models import CONFIGS
 from torch import Tensor
 from transformers import AutoModel
 
@@ -18,6 +17,8 @@ from distilvlm.models.routing import used
 from distilvlm.models.sources import config_from
 from distilvlm.models.towers import blocks_of
 from distilvlm.models.vlm import on_meta
+
+from .encoder_models import CONFIGS
 
 FAMILIES = {
     **{name: CONFIGS[name] for name in ("clip", "siglip", "dinov2", "dinov2-registers", "dinov3")},

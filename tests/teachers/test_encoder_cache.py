@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.runs.tiny_move import write_alone
 from typer.testing import CliRunner
 
 from distilvlm.cli import app
@@ -17,6 +16,7 @@ from distilvlm.models.kept import FeatureError
 from distilvlm.recipe import RecipeError
 from distilvlm.runs.caching import Filling
 from distilvlm.teachers.encoders import EncoderTeachers, pooled
+from tests.runs.tiny_move import write_alone
 
 
 @pytest.fixture(scope="module")

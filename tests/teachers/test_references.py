@@ -10,7 +10,6 @@ from threading import Barrier
 
 import pytest
 import torch
-from tests.runs.tiny_mod import write_mod_recipe
 from torch.nn.functional import log_softmax
 
 from distilvlm.data import StageData, read
@@ -20,6 +19,7 @@ from distilvlm.models import forward
 from distilvlm.models.compose import build
 from distilvlm.recipe import Recipe, load_recipe
 from distilvlm.teachers import LocalTeacher, References, references
+from tests.runs.tiny_mod import write_mod_recipe
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.runs.tiny import VISION, language, write_tokenizer
 from torch import Tensor
 
 from distilvlm.data.batch import CHOSEN, REJECTED, Batch
@@ -18,6 +17,7 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import LossSpec, ModelSpec, OptimSpec, StageSpec
 from distilvlm.train import Task, objective_of
 from distilvlm.train.loop import idle_batch
+from tests.runs.tiny import VISION, language, write_tokenizer
 
 ANSWER = 3  # tokens at the end of each sequence
 
