@@ -144,7 +144,7 @@ def test_sets_that_nobody_answers_are_named_before_anything_is_made(comparison: 
 @pytest.mark.parametrize(
     ("questions", "changes", "message"),
     [
-        ("words", {"take": 3}, "take: only questions with 'measure: knn | probe | feature_error' have any"),
+        ("words", {"take": 3}, "take: only questions with 'measure: knn | probe | feature_error | feature_readout'"),
         ("probe", {"neighbours": 3}, "neighbours: only questions with 'measure: knn' have any"),
         ("features", {"teachers": None}, "teachers: questions with 'measure: feature_error' need it"),
         ("features", {"pooling": "cls"}, "pooling: only questions with 'measure: knn | probe' have any"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from distilvlm.data import DataError
 from distilvlm.evaluate import difference
 from distilvlm.evaluate.encoders import (
+    FEATURE_READOUT,
     Compared,
     Labels,
+    Readout,
     Vectors,
     feature_errors,
     feature_questions,
@@ -226,6 +229,34 @@ def test_an_encoder_that_predicts_the_mean_gains_nothing(labels: Labels) -> None
         return ({"a": (mean.expand_as(pairs["a"][1]), pairs["a"][1])} for pairs in paired(0.0)(paths))
 
     assert feature_errors(blind, training, questions).main.mean == pytest.approx(1, rel=1e-5)
+
+
+def test_a_readout_finds_what_is_linear_in_the_student_and_nothing_else(labels: Labels) -> None:
+    mixing = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+    def tokens(paths: Sequence[str]) -> Iterator[Pairs]:
+        for start in range(0, len(paths), 5):
+            own = [random_of(path, 4, 6) for path in paths[start : start + 5]]
+            student = torch.stack(own)
+            other = torch.stack([random_of(f"{path} other", 4, 5) for path in paths[start : start + 5]])
+            yield {"linear": (student, 100 * (student @ mixing) + 7), "unrelated": (student, other)}
+
+    training, questions = pictures(labels.training), feature_questions(labels.test, ["linear", "unrelated"])
+    found = feature_errors(Readout(tokens, training), training, questions, FEATURE_READOUT)
+    assert found.categories["linear"]["feature_readout"].mean < 1e-5
+    assert (
+        0.9 < found.categories["unrelated"]["feature_readout"].mean < 1.2
+    )  # the penalty keeps noise from being learned
+
+
+def test_a_readout_needs_pictures_to_choose_its_penalty_on(labels: Labels) -> None:
+    with pytest.raises(ValueError, match="training pictures are held out to choose the readout's penalty"):
+        Readout(paired(0.0), pictures(labels.training)[:1])
+
+
+def random_of(text: str, *shape: int) -> Tensor:
+    """A tensor that is a function of a text."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
 
 
 def test_teachers_that_say_nothing_or_are_not_there_are_named(labels: Labels) -> None:

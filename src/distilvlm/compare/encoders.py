@@ -10,13 +10,12 @@ from typing import Any
 from distilvlm.data.geometry import content
 from distilvlm.evaluate import Asked, Evaluation, Measure, answered, majority, score
 from distilvlm.evaluate.encoders import (
-    FEATURE_ERROR,
     LABELS,
     NEIGHBOURS,
+    OF_FEATURES,
     Labels,
     SubjectOfRun,
     Vectors,
-    feature_errors,
     feature_questions,
     labelled,
     measured,
@@ -55,7 +54,7 @@ class PictureSet:
         """What is right without looking: the most common class; of features, their mean."""
         (name,) = self.spec.baselines
         if name == PREDICTS_THE_MEAN:
-            return {name: predicting_the_mean(self.asked.questions)}
+            return {name: predicting_the_mean(self.asked.questions, self.measure)}
         usual = majority(question.answer for question in self.training.questions)
         return {name: self.score([usual] * len(self.asked.questions))}
 
@@ -87,8 +86,9 @@ class EncoderAnswers:
 
     def _measured(self, questions: PictureSet) -> Evaluation:
         spec = questions.spec
-        if spec.measure == "feature_error":
-            return feature_errors(self._student.compared, pictures(questions.training), questions.asked.questions)
+        if spec.measure in OF_FEATURES:
+            training = pictures(questions.training)
+            return self._student.of_features(spec.measure, training, questions.asked.questions)
         pooling = spec.pooling or "mean"
         if pooling not in self._vectors:
             self._vectors[pooling] = Vectors(self._student.encoder, self._student.geometry, pooling)
@@ -101,9 +101,10 @@ def read_pictures(spec: QuestionSpec) -> PictureSet:
     assert spec.path is not None and spec.training is not None  # the schema's rule
     training = taken(labelled(spec.training, spec.training_images or spec.images), spec.take)
     test = labelled(spec.path, spec.images)
-    if spec.measure == "feature_error":
+    if spec.measure in OF_FEATURES:
         assert spec.teachers is not None
-        return PictureSet(spec, Asked(test.name, feature_questions(test, spec.teachers)), training, FEATURE_ERROR)
+        asked = Asked(test.name, feature_questions(test, spec.teachers))
+        return PictureSet(spec, asked, training, OF_FEATURES[spec.measure])
     Labels(training, test)  # refuses test pictures of a class that no training picture has
     return PictureSet(spec, test, training, LABELS[spec.measure])
 

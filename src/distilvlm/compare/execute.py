@@ -146,7 +146,7 @@ def _check_asked(comparison: Comparison, recipes: Mapping[str, Recipe]) -> None:
             raise RecipeError(f"questions.{name} ({spec.measure}) are for {which}, and no run that is asked makes one")
     for name, alone in kinds.items():
         if alone not in [spec.of_encoders for spec in comparison.questions.values()]:
-            measures = "knn, probe or feature_error" if alone else "accurate or the like"
+            measures = "knn, probe, feature_error or feature_readout" if alone else "accurate or the like"
             raise RecipeError(
                 f"run '{name}': no questions are for such a student: add some with 'measure: {measures}', or set "
                 "'asked: false'"

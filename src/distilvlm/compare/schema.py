@@ -47,7 +47,8 @@ class RunSpec(Section):
         return self.name.upper().replace("-", "_")
 
 
-OF_ENCODERS = ("knn", "probe", "feature_error")
+OF_FEATURES = ("feature_error", "feature_readout")
+OF_ENCODERS = ("knn", "probe", *OF_FEATURES)
 """Measures of students that are a vision encoder alone; the others are of students that answer in words."""
 
 
@@ -64,7 +65,8 @@ class QuestionSpec(Section):
     training: str | None = Field(
         default=None,
         description="data file whose answers the baselines know: majority and question-only; of an encoder's measures "
-        "the labelled pictures that vote (knn), that are fitted (probe), whose mean is to be beaten (feature_error)",
+        "the labelled pictures that vote (knn), that are fitted (probe), whose mean is to be beaten "
+        "(feature_error, feature_readout)",
     )
     training_images: str | None = Field(default=None, description="directory of that file's pictures; default: images")
     template: Literal["chat", "vicuna", "plain"] = "chat"
@@ -79,12 +81,14 @@ class QuestionSpec(Section):
         "knn",
         "probe",
         "feature_error",
+        "feature_readout",
     ] = Field(
         default="accurate",
         description="exact: the same string; accurate: the same after VQA's normalisation; polling: yes or no, as POPE "
         "has it; captions: what they name that is not there (CHAIR); grounding: boxes, by IoU; of text alone: choices: "
         "multiple choice by log-likelihood; perplexity: of held-out text; of encoders alone: classes by nearest "
-        "neighbours (knn) or by a linear classifier (probe), distance to the teachers' features (feature_error)",
+        "neighbours (knn) or by a linear classifier (probe), distance to the teachers' features "
+        "through the run's adapters (feature_error) or through a linear map that is fitted (feature_readout)",
     )
     task: str | None = Field(default=None, description="choices: arc-easy, piqa, mmlu, ... (`distilvlm text --help`)")
     split: str | None = Field(default=None, description="choices: default: validation; of mmlu test, of ceval val")
@@ -102,7 +106,7 @@ class QuestionSpec(Section):
     )
     neighbours: int | None = Field(default=None, gt=0, description="knn: how many vote; default: 20")
     teachers: list[str] | None = Field(
-        default=None, min_length=1, description="feature_error: names of `encoders` that every run measured here has"
+        default=None, min_length=1, description="of features: names of `encoders` that every run measured here has"
     )
     synonyms: str | None = Field(
         default=None, description="captions: file of words for each object; default: the objects' names"
@@ -125,7 +129,7 @@ class QuestionSpec(Section):
             if getattr(self, name) not in (None, []) and self.measure not in measures:
                 raise ValueError(f"{name}: only questions with 'measure: {' | '.join(measures)}' have any")
         needed = {"choices": ("task",), "perplexity": ("path",)}.get(self.measure, ("path", "training"))
-        for name in (*needed, *(("teachers",) if self.measure == "feature_error" else ())):
+        for name in (*needed, *(("teachers",) if self.measure in OF_FEATURES else ())):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: questions with 'measure: {self.measure}' need it")
         if self.of_text and (
@@ -152,7 +156,7 @@ class QuestionSpec(Section):
         if self.of_text:
             return ()
         if self.of_encoders:
-            return (PREDICTS_THE_MEAN,) if self.measure == "feature_error" else BASELINES[:1]
+            return (PREDICTS_THE_MEAN,) if self.measure in OF_FEATURES else BASELINES[:1]
         return (*BASELINES, ALWAYS_YES) if self.measure == "polling" else BASELINES
 
     @property
@@ -212,7 +216,7 @@ _ONLY = {
     "take": OF_ENCODERS,
     "pooling": ("knn", "probe"),
     "neighbours": ("knn",),
-    "teachers": ("feature_error",),
+    "teachers": OF_FEATURES,
 }
 """Fields that belong to some measures only."""
 

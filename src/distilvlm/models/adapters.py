@@ -62,15 +62,19 @@ class Interpolation(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[pictures, N, C] of the source → of the target."""
-        source, target = self.grids
-        if source != target:
-            maps = tokens.transpose(1, 2).unflatten(-1, source)  # [pictures, C, rows, columns]
-            if target[0] <= source[0] and target[1] <= source[1]:
-                maps = interpolate(maps, target, mode="area")
-            else:
-                maps = interpolate(maps, target, mode="bilinear", align_corners=False)
-            tokens = maps.flatten(2).transpose(1, 2)
-        return self.second(gelu(self.first(self.norm(tokens))))
+        return self.second(gelu(self.first(self.norm(regridded(tokens, *self.grids)))))
+
+
+def regridded(tokens: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """[pictures, N, C] of one grid → of another: averaged over areas where that is coarser, else bilinear."""
+    if source == target:
+        return tokens
+    maps = tokens.transpose(1, 2).unflatten(-1, source)  # [pictures, C, rows, columns]
+    if target[0] <= source[0] and target[1] <= source[1]:
+        maps = interpolate(maps, target, mode="area")
+    else:
+        maps = interpolate(maps, target, mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
 
 
 KINDS = {"token_mixer": TokenMixer, "interpolate": Interpolation}

@@ -17,20 +17,24 @@ from torch import Tensor
 from distilvlm.data import Turn
 from distilvlm.data.records import PICTURE
 from distilvlm.evaluate.encoders.measures import FEATURE_ERROR, written
+from distilvlm.evaluate.measures import Measure
 from distilvlm.evaluate.questions import Asked, Question
 from distilvlm.evaluate.report import Evaluation, score
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
-"""Teacher → what the student predicts and what is right, [pictures, N, C] each, where the loss compares them."""
+"""Teacher → what the student predicts and what is right, [pictures, N, C] each."""
 
 Compared = Callable[[Sequence[str]], Iterator[Pairs]]
 """Picture files → their pairs, in batches, in order."""
 
 
-def feature_errors(compared: Compared, training: Sequence[str], questions: Sequence[Question]) -> Evaluation:
+def feature_errors(
+    compared: Compared, training: Sequence[str], questions: Sequence[Question], measure: Measure = FEATURE_ERROR
+) -> Evaluation:
     """The student's error on each question of `feature_questions`.
 
     Args:
+        compared: where the loss compares them, or a `Readout`, whose measure is FEATURE_READOUT.
         training: pictures whose features have the mean that is the unit.
 
     Raises:
@@ -56,7 +60,7 @@ def feature_errors(compared: Compared, training: Sequence[str], questions: Seque
         for path, error, other in zip(shown, mine / unit, others / unit, strict=True):
             told[path, name] = written(float(error), float(other))
     predictions = [told[question.record.images[0], question.meta["teacher"]] for question in questions]
-    return score(questions, predictions, measure=FEATURE_ERROR, by_picture=True)
+    return score(questions, predictions, measure=measure, by_picture=True)
 
 
 def feature_questions(asked: Asked, teachers: Sequence[str]) -> tuple[Question, ...]:
@@ -71,9 +75,9 @@ def feature_questions(asked: Asked, teachers: Sequence[str]) -> tuple[Question, 
     return tuple(found)
 
 
-def predicting_the_mean(questions: Sequence[Question]) -> Evaluation:
+def predicting_the_mean(questions: Sequence[Question], measure: Measure = FEATURE_ERROR) -> Evaluation:
     """What everybody must beat: 1, by definition of the unit."""
-    return score(questions, [written(1, 1)] * len(questions), measure=FEATURE_ERROR, by_picture=True)
+    return score(questions, [written(1, 1)] * len(questions), measure=measure, by_picture=True)
 
 
 def _means(batches: Iterator[Pairs]) -> dict[str, Tensor]:

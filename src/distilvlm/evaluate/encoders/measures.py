@@ -63,26 +63,36 @@ def _explained(one: Answered) -> tuple[float, float]:
     return one.details["mean"] - one.details["error"], one.details["mean"]
 
 
-_OF_THE_MEAN = (
-    "Squared distance to the teachers' features on pictures that were not trained on, as a share of what always "
-    "predicting their mean over training pictures (each place of the grid its own) has. Below 100% something was "
-    "learned; teachers count alike."
+_UNIT = (
+    "as a share of what always predicting their mean over training pictures (each place of the grid its own) has. "
+    "Below 100% something was learned; teachers count alike."
 )
 
-FEATURE_ERROR = Measure(
-    "feature_error",
-    (
-        Figure(
-            "feature_error",
-            "feature error relative to the mean's",
-            lambda one: (one.details["error"], one.details["mean"]),
-            better="lower",
-            about=_OF_THE_MEAN,
+
+def _errors(name: str, title: str, about: str) -> Measure:
+    return Measure(
+        name,
+        (
+            Figure(name, title, lambda one: (one.details["error"], one.details["mean"]), better="lower", about=about),
+            Figure("explained", "explained (R²)", _explained, about="100% minus that error.", headline=False),
         ),
-        Figure("explained", "explained (R²)", _explained, about="100% minus the feature error.", headline=False),
-    ),
-    _judged,
-    category="teacher",
+        _judged,
+        category="teacher",
+    )
+
+
+FEATURE_ERROR = _errors(
+    "feature_error",
+    "feature error relative to the mean's",
+    "Squared distance to the teachers' features on pictures that were not trained on, through the run's own adapters, "
+    + _UNIT,
 )
+FEATURE_READOUT = _errors(
+    "feature_readout",
+    "readout error relative to the mean's",
+    "Squared error of a linear map from the student's features to the teachers', fitted to training pictures, on "
+    "others, " + _UNIT,
+)
+OF_FEATURES = {measure.name: measure for measure in (FEATURE_ERROR, FEATURE_READOUT)}
 """Every question is one teacher's features of one picture, the answer an error beside that of predicting the mean; both
 in units of the latter's average for that teacher, so that teachers count alike."""

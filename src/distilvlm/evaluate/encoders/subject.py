@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from distilvlm.data import DataError
 from distilvlm.data.geometry import Geometry
@@ -17,9 +18,12 @@ from distilvlm.evaluate.encoders.error import Pairs, feature_errors, feature_que
 from distilvlm.evaluate.encoders.features import Pooling, Vectors, canvases_of
 from distilvlm.evaluate.encoders.labelled import pictures
 from distilvlm.evaluate.encoders.measured import Labels, measured
+from distilvlm.evaluate.encoders.measures import FEATURE_READOUT, OF_FEATURES
 from distilvlm.evaluate.encoders.nearest import NEIGHBOURS
+from distilvlm.evaluate.encoders.readout import Readout
+from distilvlm.evaluate.questions import Question
 from distilvlm.evaluate.report import Evaluation
-from distilvlm.models.adapters import Adapters
+from distilvlm.models.adapters import Adapters, regridded
 from distilvlm.models.compose import build_student
 from distilvlm.models.encoder_directory import load_encoder
 from distilvlm.models.encoders import EncoderTeacher, Seen, build_encoder, frozen_copy
@@ -91,12 +95,21 @@ class SubjectOfRun(Subject):
     def measured(
         self, labels: Labels, pooling: Pooling = "mean", neighbours: int = NEIGHBOURS, batch: int = 32
     ) -> dict[str, Evaluation]:
-        """The same, and of a run with teachers "feature_error" on the test pictures."""
+        """The same, and of a run with teachers those `OF_FEATURES` on the test pictures."""
         found = super().measured(labels, pooling, neighbours, batch)
         if self.teachers:
             questions = feature_questions(labels.test, self.teachers)
-            found["feature_error"] = feature_errors(self.compared, pictures(labels.training), questions)
+            found |= {name: self.of_features(name, pictures(labels.training), questions) for name in OF_FEATURES}
         return found
+
+    def of_features(self, measure: str, training: Sequence[str], questions: Sequence[Question]) -> Evaluation:
+        """How far it is from its teachers' features, by one of `OF_FEATURES`.
+
+        Raises:
+            ValueError: as `feature_errors`, and as `Readout`.
+        """
+        compared = Readout(self.tokens, training) if measure == FEATURE_READOUT.name else self.compared
+        return feature_errors(compared, training, questions, OF_FEATURES[measure])
 
     def compared(self, paths: Sequence[str]) -> Iterator[Pairs]:
         """The student's features and its teachers' where the loss compares them, through the run's adapters.
@@ -104,15 +117,25 @@ class SubjectOfRun(Subject):
         Raises:
             PictureError, FeatureError: a picture can't be read.
         """
-        see, adapters = self._teachers
-        canvases = canvases_of(paths, self.geometry, self.encoder.size, BATCH, background(self.encoder.view))
-        for number, batch in enumerate(canvases):
-            tokens = self.encoder.see(self.encoder.pixels(batch)).tokens  # [pictures, n, d]
-            seen = see(paths[number * BATCH :][: len(batch)])
+        adapters = self._teachers[1]
+        for tokens, seen in self._seen(paths):
             targets = {name: seen[name].tokens for name in adapters.teachers}
             with torch.no_grad():
                 pairs = adapters(tokens, targets)
             yield {pair.teacher: (pair.student, pair.target) for pair in pairs}
+
+    def tokens(self, paths: Sequence[str]) -> Iterator[Pairs]:
+        """The student's tokens on each teacher's grid, [pictures, N, d], and the teacher's own."""
+        for tokens, seen in self._seen(paths):
+            own = {name: regridded(tokens, self.encoder.grid, seen[name].grid) for name in self.teachers}
+            yield {name: (own[name], seen[name].tokens) for name in self.teachers}
+
+    def _seen(self, paths: Sequence[str]) -> Iterator[tuple[Tensor, Mapping[str, Seen]]]:
+        """The student's tokens, [pictures, n, d], and what its teachers saw, in batches."""
+        see = self._teachers[0]
+        canvases = canvases_of(paths, self.geometry, self.encoder.size, BATCH, background(self.encoder.view))
+        for number, batch in enumerate(canvases):
+            yield self.encoder.see(self.encoder.pixels(batch)).tokens, see(paths[number * BATCH :][: len(batch)])
 
     @cached_property
     def _teachers(self) -> tuple[Callable[[Sequence[str]], Mapping[str, Seen]], Adapters]:
