@@ -82,6 +82,7 @@ class SubjectOfRun(Subject):
         student = load_encoder(place.model) if recipe.student.encoder_alone else load(place.model)
         self.layer = student.layout.layer
         self.encoder = _on_device(frozen_copy(student.model.model.vision_tower, student.layout, recipe.name))
+        self._tokens: dict[str, Tensor] = {}  # decoding pictures takes longer than all that is done with their tokens
 
     @property
     def _stages(self) -> list[StageSpec]:
@@ -132,14 +133,23 @@ class SubjectOfRun(Subject):
 
     def _seen(self, paths: Sequence[str]) -> Iterator[tuple[Tensor, Mapping[str, Seen]]]:
         """The student's tokens, [pictures, n, d], and what its teachers saw, in batches."""
-        see = self._teachers[0]
-        canvases = canvases_of(paths, self.geometry, self.encoder.size, BATCH, background(self.encoder.view))
+        see, _, fill = self._teachers
+        fill(paths)
+        new = [path for path in dict.fromkeys(paths) if path not in self._tokens]
+        canvases = canvases_of(new, self.geometry, self.encoder.size, BATCH, background(self.encoder.view))
         for number, batch in enumerate(canvases):
-            yield self.encoder.see(self.encoder.pixels(batch)).tokens, see(paths[number * BATCH :][: len(batch)])
+            tokens = self.encoder.see(self.encoder.pixels(batch)).tokens.cpu()
+            self._tokens.update(zip(new[number * BATCH :], tokens, strict=False))
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            yield torch.stack([self._tokens[path] for path in batch]).to(self.encoder.device), see(batch)
 
     @cached_property
-    def _teachers(self) -> tuple[Callable[[Sequence[str]], Mapping[str, Seen]], Adapters]:
-        """What gives the teachers' features of pictures, from the run's cache where it has one, and the adapters."""
+    def _teachers(
+        self,
+    ) -> tuple[Callable[[Sequence[str]], Mapping[str, Seen]], Adapters, Callable[[Sequence[str]], object]]:
+        """What gives the teachers' features of pictures, the adapters, and what fills the run's cache, where it has one
+        to take these features from."""
         recipe, device = self.recipe, self.encoder.device
         stage = self._stages[-1]
         initial = build_student(recipe.student, recipe.seed)  # as the anchor keeps it
@@ -152,17 +162,22 @@ class SubjectOfRun(Subject):
         adapters.load_state_dict(load_file(self._place.adapters / "adapters.safetensors"))
         # How much a token or teacher counts is the loss's: what is measured is the distance.
         adapters.rules = replace(adapters.rules, token_weights="none", teacher_weights="none")
-        cache = None if recipe.cache is None else EncoderCache(recipe, teachers, initial)
+        if recipe.cache is None:
+            return lambda paths: teachers.of_paths(paths, stage), adapters.to(device).eval(), lambda paths: None
+        cache = EncoderCache(recipe, teachers, initial)
+        read = cache.reader()
 
-        def see(paths: Sequence[str]) -> dict[str, Seen]:
-            if cache is None:
-                return teachers.of_paths(paths, stage)
+        def fill(paths: Sequence[str]) -> None:
+            nonlocal read
             cache.fill(paths)
-            kept = [cache.reader()(path) for path in paths]
-            together = {field: torch.stack([one[field] for one in kept]) for field in kept[0]}
+            read = cache.reader()  # one that has read the index before does not know what was added
+
+        def kept(paths: Sequence[str]) -> dict[str, Seen]:
+            found = [read(path) for path in paths]
+            together = {field: torch.stack([one[field] for one in found]) for field in found[0]}
             return {name: moved(one, device) for name, one in restored(together, teachers.grids).items()}
 
-        return see, adapters.to(device).eval()
+        return kept, adapters.to(device).eval(), fill
 
 
 def subjects(
