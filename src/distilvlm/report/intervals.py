@@ -195,8 +195,9 @@ def _scale(cells: Sequence[Interval], percent: bool, zero: float | None = None) 
     high = max([cell.high for cell in cells] + ends)
     room = max(0.05 * (high - low), 0.004)
     least, most = low - room, high + room
-    if percent:
-        least, most = max(0.0 if zero is None else -1.0, least), min(1.0, most)
+    if percent:  # no room beyond what a share can be; errors relative to another's can be anything
+        end = 0.0 if zero is None else -1.0
+        least, most = max(min(end, low), least), min(max(1.0, high), most)
     return _Scale(Axis(least, most, MARGIN, WIDTH - MARGIN), percent, zero)
 
 

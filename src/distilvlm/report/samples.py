@@ -141,7 +141,7 @@ def is_right(answer: Answer, measure: str) -> bool:
 def _given(name: str, series: int | None, answer: Answer, measure: str) -> Given:
     right = is_right(answer, measure)
     verdict = str(answer.details.get("verdict") or ("right" if right else "wrong"))
-    return Given(name, series, answer.prediction, right, verdict)
+    return Given(name, series, str(answer.details.get("shown", answer.prediction)), right, verdict)
 
 
 def _cards(

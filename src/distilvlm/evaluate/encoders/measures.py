@@ -54,9 +54,10 @@ def _judged(question: Question, prediction: str) -> Mapping[str, Any]:
     if found is None:
         raise ValueError(f"{prediction!r} is no error of features: 'ERROR, predicting the mean ERROR' is expected")
     error, mean = map(float, found.groups())
-    verdict = f"{error / mean:.0%} of the mean's error" if mean else "the mean is exact"
+    verdict = f"{error / mean:.0%} of the mean's" if mean else "the mean is exact"
     teacher = question.meta["teacher"]
-    return {"teacher": teacher, "error": error, "mean": mean, "right": error < mean, "verdict": verdict}
+    right, shown = error < mean, f"{error:.3g}"
+    return {"teacher": teacher, "error": error, "mean": mean, "right": right, "verdict": verdict, "shown": shown}
 
 
 def _explained(one: Answered) -> tuple[float, float]:
