@@ -137,6 +137,9 @@ def test_a_difference_with_something_that_is_not_asked_is_refused(comparison: Pa
         RecipeError, match="nothing named 'contrl' is asked: there are majority, question-only, teacher"
     ):
         load_comparison(comparison, tmp_path)
+    changed(comparison, differences=[], trends=[{"over": "size", "runs": {1: "control", 2: "distiled"}}])
+    with pytest.raises(RecipeError, match="trends: nothing named 'distiled' is asked"):
+        load_comparison(comparison, tmp_path)
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(comparison: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from distilvlm import cli
 from distilvlm.report import write_report
+from distilvlm.report.axes import reading
 from distilvlm.report.page import render
 from distilvlm.report.read import read
 from tests.report.tiny import ANSWERS, SCRIPT
@@ -139,6 +140,20 @@ def test_the_table_holds_every_score_and_difference_with_its_interval(comparison
     assert "\u221225.0 [\u221250.0, \u221212.5]" in words
     assert "below 0 on 1 of 2 seeds; the other intervals include 0" in words
     assert "1,234 parameters, 567 of the language model" in words
+
+
+def test_what_runs_differ_in_is_drawn_as_a_curve_with_a_line_for_each_seed(comparison: Path, tmp_path: Path) -> None:
+    shutil.copytree(comparison, tmp_path / "copy")
+    file = tmp_path / "copy" / "comparison.json"
+    content = json.loads(file.read_text())
+    content["trends"] = [{"over": "size <&> shape", "runs": {"1": "control", "4": "distilled"}}]
+    file.write_text(json.dumps(content))
+    page = render(read(tmp_path / "copy"))
+    (said,) = re.findall(r'aria-label="([^"]* over size &lt;&amp;&gt; shape: [^"]*)"', page)
+    for seed in content["seeds"]:
+        rows = seed["rows"]["colours"]
+        ends = [100 * rows[name]["accuracy"]["mean"] for name in ("control", "distilled")]
+        assert f"seed {seed['seed']} from {reading(ends[0])} to {reading(ends[1])}" in said
 
 
 def test_samples_come_in_the_order_of_what_they_tell(comparison_page: str) -> None:

@@ -165,6 +165,13 @@ class QuestionSpec(Section):
         return SourceSpec(path=self.path, images=self.images, template=self.template)
 
 
+class Trend(Section):
+    """Runs that differ in one quantity: the report draws what they score over it, a line per seed."""
+
+    over: str = Field(description="the quantity, e.g. 'inserted layers'")
+    runs: dict[float, str] = Field(min_length=2, description="value → run")
+
+
 class Comparison(Section):
     """A comparison file."""
 
@@ -177,6 +184,7 @@ class Comparison(Section):
     differences: list[tuple[str, str]] = Field(
         default=[], description="pairs of runs or baselines: the first's score minus the second's"
     )
+    trends: list[Trend] = Field(default=[], description="curves over what some runs differ in")
 
     @model_validator(mode="after")
     def _names_agree(self) -> Comparison:
@@ -186,10 +194,11 @@ class Comparison(Section):
         known = [*self.baselines, *self.asked]
         for name in set(self.baselines) & {*names}:
             raise ValueError(f"runs: '{name}' is the name of a baseline; call the run otherwise")
-        for pair in self.differences:
-            for name in pair:
-                if name not in known:
-                    raise ValueError(f"differences: nothing named '{name}' is asked: there are {', '.join(known)}")
+        named = [("differences", name) for pair in self.differences for name in pair]
+        named += [("trends", name) for trend in self.trends for name in trend.runs.values()]
+        for section, name in named:
+            if name not in known:
+                raise ValueError(f"{section}: nothing named '{name}' is asked: there are {', '.join(known)}")
         return self
 
     @property

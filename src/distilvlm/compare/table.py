@@ -114,6 +114,7 @@ class Results:
                 for name, spec in self.comparison.questions.items()
             },
             "differences": [list(pair) for pair in self.comparison.differences],
+            "trends": [trend.model_dump() for trend in self.comparison.trends],
             "seeds": [
                 {
                     "seed": seed.seed,

@@ -51,9 +51,13 @@ TEACHERS = {
 """What is told of every encoder that teaches: beginning of the term → titles, of all encoders and of one."""
 
 
+Kind = Literal["runs", "teachers", "seeds"]
+"""What the lines of a chart are of."""
+
+
 @dataclass(frozen=True)
 class Line:
-    """One run's values over its updates."""
+    """One run's values over its updates, or one seed's over a quantity."""
 
     label: str
     series: int  # which of the page's colours
@@ -66,7 +70,7 @@ class Chart:
     title: str
     svg: Markup
     log: bool
-    lines_are: Literal["runs", "teachers"]
+    lines_are: Kind
     ends: list[tuple[str, int, str]]  # (label, series, mean of the last tenth)
 
 
@@ -193,9 +197,9 @@ def _teachers(stages: Mapping[str, Stage], series: Mapping[str, int]) -> list[Ch
 
 
 def chart(
-    title: str, lines: Sequence[Line], smooth: bool = True, lines_are: Literal["runs", "teachers"] = "runs"
+    title: str, lines: Sequence[Line], smooth: bool = True, lines_are: Kind = "runs", over: str = "update"
 ) -> Chart:
-    """Draw lines over their updates. Values that are not finite are left out."""
+    """Draw lines over their updates, or over something else. Values that are not finite are left out."""
     kept = [_finite(line) for line in lines]
     kept = [line for line in kept if line.x]
     last = max((line.x[-1] for line in kept), default=1)
@@ -203,7 +207,7 @@ def chart(
     up = fitted((value for line in kept for value in line.y), HEIGHT - BOTTOM, TOP)
     ends = [(line.label, line.series, reading(_tail(line.y))) for line in kept]
     means = [Line(line.label, line.series, line.x, smoothed(line.y)) for line in kept] if smooth else kept
-    pieces = [_grid(across, up)]
+    pieces = [_grid(across, up, over)]
     pieces += [_path(line, across, up, "raw") for line in kept if smooth]
     pieces += [_path(line, across, up, "mean") for line in means]
     said = "; ".join(f"{line.label} from {reading(line.y[0])} to {reading(_tail(line.y))}" for line in kept)
@@ -213,7 +217,7 @@ def chart(
     ).format(
         w=WIDTH,
         h=HEIGHT,
-        said=f"{title} over updates: {said}",
+        said=f"{title} over {over}s: {said}" if over == "update" else f"{title} over {over}: {said}",
         x0=f"{across.low:g}",
         x1=f"{across.high:g}",
         p0=across.start,
@@ -272,7 +276,7 @@ def _path(line: Line, across: Axis, up: Axis, kind: str) -> Markup:
     return Markup('<path class="{} s{}"{} d="M{}"/>').format(kind, line.series, label, drawn)
 
 
-def _grid(across: Axis, up: Axis) -> Markup:
+def _grid(across: Axis, up: Axis, over: str) -> Markup:
     pieces: list[str] = []
     for value, label in zip(up.ticks(), labels(up.ticks()), strict=True):
         y = up.place(value)
@@ -284,8 +288,6 @@ def _grid(across: Axis, up: Axis) -> Markup:
         x = across.place(value)
         pieces.append(f'<path class="axis" d="M{x:.1f},{base}v4"/>')
         pieces.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{label}</text>')
-    name = "update (values on a log scale)" if up.log else "update"
-    pieces.append(
-        f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{name}</text>'
-    )
-    return Markup("".join(pieces))  # numbers of ours only
+    name = f"{over} (values on a log scale)" if up.log else over
+    label = Markup('<text class="name" x="{}" y="{}" text-anchor="middle">{}</text>')
+    return Markup("".join(pieces)) + label.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, name)

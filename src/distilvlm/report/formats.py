@@ -85,6 +85,13 @@ class SeedScores(Content):
     runs: dict[str, str] = {}
 
 
+class Trend(Content):
+    """Runs that differ in one quantity."""
+
+    over: str
+    runs: dict[float, str]  # value → run
+
+
 class ComparisonFile(Content):
     """`comparison.json`."""
 
@@ -101,6 +108,7 @@ class ComparisonFile(Content):
     measures: dict[str, list[Figure]] = {}  # the first is what differences are of; older files have none
     questions: dict[str, QuestionSet]
     differences: list[tuple[str, str]] = []
+    trends: list[Trend] = []
     seeds: list[SeedScores]
 
 

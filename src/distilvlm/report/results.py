@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import intervals
+from .curves import Chart, Line, chart
 from .formats import ComparisonFile, Interval
 from .read import Comparison
 from .samples import Kind, choose
@@ -35,6 +36,7 @@ class QuestionResults:
     title: str
     about: str
     gaps: intervals.Table | None
+    trends: list[Chart]  # the first figure over what some runs differ in
     scores: list[intervals.Table]  # the figure of the differences first
     others: list[intervals.Table]  # further figures, and the first one by kind of question
     same: list[str]  # figures that say the same as the first
@@ -97,6 +99,7 @@ def results(comparison: Comparison, name: str, series: Mapping[str, int], sample
         title=about.title or name,
         about=f"{about.n:,} questions{pictures}" + (f"; 95% intervals: {drawn}" if drawn else ""),
         gaps=intervals.gaps(file, name, dict(series)),
+        trends=_trends(file, name),
         scores=scores,
         others=others,
         same=same,
@@ -105,6 +108,25 @@ def results(comparison: Comparison, name: str, series: Mapping[str, int], sample
         asked=sum(kind.count for kind in kinds or []),
         shown=sum(kind.shown for kind in kinds or []),
     )
+
+
+def _trends(file: ComparisonFile, name: str) -> list[Chart]:
+    """A chart for each quantity that runs which were asked these questions differ in; a line per seed."""
+    figure = intervals.figures(file, name)[0]
+    found: list[Chart] = []
+    for trend in file.trends:
+        lines: list[Line] = []
+        for place, seed in enumerate(file.seeds):
+            rows = seed.rows.get(name, {})
+            cells = {value: rows[run].figures.get(figure.name) for value, run in trend.runs.items() if run in rows}
+            points = [(value, cell.mean) for value, cell in sorted(cells.items()) if cell is not None]
+            scale = 100 if figure.percent else 1
+            lines.append(Line(f"seed {seed.seed}", place % 8, [x for x, _ in points], [scale * y for _, y in points]))
+        lines = [line for line in lines if line.x]
+        if lines:
+            title = f"{figure.title}{' in %' if figure.percent else ''}"
+            found.append(chart(title, lines, smooth=False, lines_are="seeds", over=trend.over))
+    return found
 
 
 def _tables(
