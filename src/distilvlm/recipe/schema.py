@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.section import Section
+from distilvlm.recipe.teachers import KeepSpec, RemoteSpec
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
 
 
@@ -104,15 +105,29 @@ class ModelSpec(Section):
 
 
 class TeacherSpec(ModelSpec):
-    """A teacher is a model that gives targets; it never trains."""
+    """A teacher is a model that gives targets; it never trains.
 
+    `kind` says where its targets come from, and changes nothing else of a recipe.
+    """
+
+    kind: Literal["local", "cached", "remote"] = Field(
+        default="local", description="local: in this process; cached: computed once and kept on disk; remote: a server"
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="what its weights are held in")
     device: str | None = Field(default=None, description="'cpu', 'cuda:1', ...; default: the student's device")
+    keep: KeepSpec = KeepSpec()
+    remote: RemoteSpec | None = None
 
     @model_validator(mode="after")
     def _has_language(self) -> TeacherSpec:
         if self.encoder_alone:
             raise ValueError("a vision encoder alone gives features, not answers: name it in 'encoders'")
+        return self
+
+    @model_validator(mode="after")
+    def _names_its_server(self) -> TeacherSpec:
+        if self.kind == "remote" and self.remote is None:
+            raise ValueError("a remote teacher needs the address of its server: remote: {url: http://HOST:PORT}")
         return self
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from distilvlm.data.batch import Batch
+from distilvlm.losses.sparse import Sparse
 
 
 class TeacherError(ValueError):
@@ -19,10 +20,16 @@ class TeacherError(ValueError):
 
 @dataclass(frozen=True)
 class Targets:
-    """The teacher's side of a batch, for the rows that were asked for, in their order."""
+    """The teacher's side of a batch, for the rows that were asked for, in their order.
 
-    hidden: Tensor  # [rows, d_teacher], final-normed hidden states
-    head: Tensor  # [vocab_teacher, d_teacher]
+    Exact targets are hidden states and a head. Where a teacher knows only some probabilities of the response rows, these
+    are `responses`, and `hidden` is of the visual rows alone; it may then be missing where no term asks for them.
+    """
+
+    hidden: Tensor | None  # [rows, d_teacher], final-normed hidden states
+    head: Tensor | None  # [vocab_teacher, d_teacher]
+    responses: Sparse | None = None  # of the batch's response rows
+    relations: tuple[Tensor, ...] | None = None  # [visual, visual] of each sample with pictures, instead of visual rows
 
 
 class Teacher(Protocol):
@@ -30,7 +37,7 @@ class Teacher(Protocol):
 
     @property
     def provides(self) -> frozenset[str]:
-        """Needs that this teacher can meet, e.g. {"teacher.hidden"}."""
+        """Of `Objective.needs`, what this teacher can meet: "teacher.responses", "teacher.visual", "teacher.relation"."""
         ...
 
     @property

@@ -1,0 +1,44 @@
+"""Where a teacher's targets come from, when not from a model in this process."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from distilvlm.recipe.section import Section
+
+
+class KeepSpec(Section):
+    """What a teacher of kind `cached` keeps on disk of what it thinks."""
+
+    path: str = Field(default="teacher-cache", description="directory of the cache; recipes may share one")
+    responses: Literal["hidden", "top_k", "sampled"] = Field(
+        default="hidden",
+        description="hidden: exact, hidden states; top_k: the likeliest ids, and the rest's mass as one event; "
+        "sampled: ids drawn from the teacher (unbiased)",
+    )
+    visual: Literal["hidden", "relation"] = Field(
+        default="hidden", description="hidden: exact for every term; relation: its matrix alone, for loss.relation"
+    )
+    top_k: int = Field(default=64, gt=0, description="ids kept of a row (responses: top_k)")
+    draws: int = Field(default=64, gt=0, description="ids drawn for a row (responses: sampled)")
+    precision: Literal["computed", "bf16"] = Field(
+        default="computed", description="of hidden states: what they were computed in (exact), or rounded to bf16"
+    )
+
+
+class RemoteSpec(Section):
+    """A server that holds the teacher."""
+
+    url: str = Field(description="e.g. http://HOST:PORT")
+    protocol: Literal["distilvlm", "openai"] = Field(
+        default="distilvlm",
+        description="distilvlm: `distilvlm teach MODEL`, exact; openai: a server that gives log-probabilities of "
+        "prompts (vLLM, SGLang), the likeliest ids of each position",
+    )
+    model: str | None = Field(default=None, description="the model's name at the server; default: its first one")
+    top_k: int = Field(default=20, gt=0, description="ids asked for at each position (openai)")
+    key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
+    timeout: float = Field(default=60.0, gt=0, description="seconds that one request may take")
+    patience: float = Field(default=600.0, ge=0, description="seconds that a run waits for a server that is gone")
