@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from distilvlm.data.batch import Batch
 from distilvlm.models import forward
-from distilvlm.models.vlm import VLM
+from distilvlm.models.vlm import VLM, VisionLayout
 
 from .interface import Targets, TeacherError
 
@@ -37,8 +38,8 @@ class LocalTeacher:
     def __init__(
         self, vlm: VLM, student: VLM, device: torch.device, student_device: torch.device, share_vision: bool
     ) -> None:
-        _require_same_tokenizer(vlm, student)
-        _require_same_visual_tokens(vlm, student)
+        require_same_meanings(meanings(student), meanings(vlm))
+        require_same_visual_tokens(vlm.layout, student.layout)
         self.shares_vision = share_vision and _same_tower(vlm, student)
         if self.shares_vision:
             # Same weights, so keep them once; the student's tower then serves both.
@@ -55,27 +56,43 @@ class LocalTeacher:
     def head(self) -> Tensor:
         return forward.head_weight(self.vlm.model)  # [vocab_teacher, d_teacher]
 
-    @torch.no_grad()
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
-        model, layout = self.vlm.model, self.vlm.layout
         batch = batch.to(self.device)
-        if batch.has_pictures:
-            if features is not None:
-                features = features.to(self.device)
-            else:
-                if batch.pictures is None:
-                    raise TeacherError("a batch with kept features has no pictures for another vision tower")
-                features = forward.vision_features(model, layout, batch.pictures)
-        hidden = forward.hidden_states(model, layout, batch, features)  # [samples, length, d_teacher]
-        hidden = hidden.flatten(0, 1)[rows.to(self.device)]  # [rows, d_teacher]
+        features = None if features is None else features.to(self.device)
+        hidden = hidden_rows(self.vlm, batch, batch.pictures, rows.to(self.device), features)
         return Targets(hidden.to(self.student_device), self.head.to(self.student_device))
 
 
-def _require_same_tokenizer(teacher: VLM, student: VLM) -> None:
-    """Both must give every id the same meaning; padding rows at the end may differ in number."""
-    if teacher.tokenizer is None or student.tokenizer is None:
-        raise TeacherError("teacher and student need their tokenizers")
-    ours, theirs = _meanings(student), _meanings(teacher)
+@torch.no_grad()
+def hidden_rows(
+    vlm: VLM, batch: forward.Rows, pictures: Tensor | None, rows: Tensor, features: Tensor | None = None
+) -> Tensor:  # [rows, d_teacher]
+    """Final-normed hidden states of the flat `rows`; everything on the model's device.
+
+    Args:
+        features: of the pictures, where they are known; else the model's own tower looks at `pictures`.
+
+    Raises:
+        TeacherError: the batch shows pictures, and there is neither.
+    """
+    if features is None and batch.placeholder_rows.numel():
+        if pictures is None:
+            raise TeacherError("a batch with kept features has no pictures for another vision tower")
+        features = forward.vision_features(vlm.model, vlm.layout, pictures)
+    hidden = forward.hidden_states(vlm.model, vlm.layout, batch, features)  # [samples, length, d_teacher]
+    return hidden.flatten(0, 1)[rows]
+
+
+def require_same_meanings(ours: Mapping[int, str], theirs: Mapping[int, str]) -> None:
+    """Student and teacher must give every id the same meaning; padding rows at the end may differ in number.
+
+    Args:
+        ours: `meanings` of the student.
+        theirs: of the teacher.
+
+    Raises:
+        TeacherError: an id means something else; names the first.
+    """
     if ours == theirs:
         return
     differing = sorted(id for id in ours.keys() | theirs.keys() if ours.get(id) != theirs.get(id))
@@ -87,23 +104,25 @@ def _require_same_tokenizer(teacher: VLM, student: VLM) -> None:
     )
 
 
-def _meanings(vlm: VLM) -> dict[int, str]:
+def meanings(vlm: VLM) -> dict[int, str]:
     """id -> token, without `<image>`, whose id is a placeholder's and may differ between the two."""
-    assert vlm.tokenizer is not None
+    if vlm.tokenizer is None:
+        raise TeacherError("teacher and student need their tokenizers")
     return {id: token for token, id in vlm.tokenizer.get_vocab().items() if id != vlm.image_id}
 
 
-def _require_same_visual_tokens(teacher: VLM, student: VLM) -> None:
-    if teacher.layout.visual != student.layout.visual:
+def require_same_visual_tokens(teacher: VisionLayout, student: VisionLayout) -> None:
+    """Raises `TeacherError` where the rows of a picture cannot be paired."""
+    if teacher.visual != student.visual:
         raise TeacherError(
-            f"one picture is {teacher.layout.placeholders} tokens ({sum(teacher.layout.visual)} visual) for the "
-            f"teacher and {student.layout.placeholders} ({sum(student.layout.visual)} visual) for the student: the "
-            "rows cannot be paired. Give both the same vision encoder, size and 'select'"
+            f"one picture is {teacher.placeholders} tokens ({sum(teacher.visual)} visual) for the teacher and "
+            f"{student.placeholders} ({sum(student.visual)} visual) for the student: the rows cannot be paired. Give "
+            "both the same vision encoder, size and 'select'"
         )
-    if teacher.layout.size != student.layout.size:
+    if teacher.size != student.size:
         raise TeacherError(
-            f"the teacher sees pictures of {teacher.layout.size} px and the student of {student.layout.size} px: "
-            "both are fed one canvas, so set the same vision 'size'"
+            f"the teacher sees pictures of {teacher.size} px and the student of {student.size} px: both are fed one "
+            "canvas, so set the same vision 'size'"
         )
 
 
