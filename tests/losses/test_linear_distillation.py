@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from distilvlm.losses import linear, linear_distillation
 from distilvlm.losses.divergences import DIVERGENCES
@@ -56,6 +56,14 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(-1)
 
 
+def uld(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of logits over vocabularies of any two sizes."""
+    ranked = [logits.softmax(-1).sort(-1, descending=True).values for logits in (student, teacher)]
+    longest = max(probabilities.shape[-1] for probabilities in ranked)
+    s, t = (pad(probabilities, (0, longest - probabilities.shape[-1])) for probabilities in ranked)
+    return (s - t).abs().sum(-1)
+
+
 def reference(case: Case, divergence: str = "forward_kl", temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     common = min(len(case.student_head), len(case.teacher_head))
     student = case.student @ case.student_head.T
@@ -67,6 +75,7 @@ def reference(case: Case, divergence: str = "forward_kl", temperature: float = 1
         "jensen_shannon": lambda: 0.9 * kl(s, 0.1 * t + 0.9 * s) + 0.1 * kl(t, 0.1 * t + 0.9 * s),
         "skew_forward_kl": lambda: kl(t, 0.1 * t + 0.9 * s),
         "skew_reverse_kl": lambda: kl(s, 0.9 * t + 0.1 * s),
+        "uld": lambda: uld(student / temperature, (case.teacher @ case.teacher_head.T) / temperature),
     }[divergence]()
     text = cross_entropy(student, case.labels, reduction="none", ignore_index=-100)
     return (case.text_weight * text + case.divergence_weight * value).sum(), text, value

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from distilvlm.data.identity import Identity
 
 IGNORED = -100
 """Label of a position without a text target (the convention of torch's and transformers' cross-entropy)."""
@@ -53,6 +56,9 @@ class Batch:
 
     A record of preferences is two samples next to each other: chosen and rejected, or a rated answer and a mismatched
     one. Both show the record's pictures, and have its weight.
+
+    A teacher of other tokens or pictures reads the same samples in a batch of its own (`teacher`), of which every
+    response row is the partner of the response row of ours that is `paired` and as far from the first one.
     """
 
     input_ids: Tensor  # [samples, length] int64; under a placeholder stands an id that is safe to embed
@@ -73,6 +79,9 @@ class Batch:
         None  # [pictures, 3, side, side] uint8 for encoders that teach, where they need larger ones
     )
     seen: Mapping[str, Tensor] | None = None  # what encoders saw, kept on disk; each [pictures, ...]
+    teacher: Batch | None = None
+    paired: Tensor | None = None  # [responses] bool, beside `teacher`
+    identities: tuple[Identity | None, ...] = ()  # one per sample where a teacher's targets are kept; None: a stand-in
 
     @property
     def samples(self) -> int:
@@ -93,4 +102,6 @@ class Batch:
         }
         if self.seen is not None:
             moved["seen"] = {name: value.to(device, non_blocking=True) for name, value in self.seen.items()}
+        if self.teacher is not None:
+            moved["teacher"] = self.teacher.to(device)
         return replace(self, **moved)

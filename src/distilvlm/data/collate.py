@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     owners = [number for number, sample in enumerate(samples) for _ in range(_pictures(sample))]
     canvases = [sample.canvases for sample in samples if sample.canvases is not None]
     seen = [sample.seen for sample in samples if sample.seen is not None]
-    return Batch(
+    batch = Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         placeholder_rows=torch.cat(placeholder_rows),
@@ -67,6 +68,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         pictures=torch.cat(pictures) if pictures else None,
         features=torch.cat(features) if features else None,
         keys=tuple(sample.key for sample in samples),
+        identities=tuple(sample.identity for sample in samples),
         bad=tuple(problem for sample in samples for problem in sample.bad),
         roles=_known([sample.role for sample in samples], torch.int64),
         reference=_known([sample.reference for sample in samples], torch.float64),
@@ -74,6 +76,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
         canvases=torch.cat(canvases) if canvases else None,
         seen={name: torch.cat([one[name] for one in seen]) for name in seen[0]} if seen else None,
     )
+    return batch if all(sample.teacher is None for sample in samples) else _beside_teachers(batch, samples)
+
+
+def _beside_teachers(batch: Batch, samples: Sequence[Sample]) -> Batch:
+    """The batch with the rows that the teacher reads of the same samples; a stand-in is read as it is."""
+    teacher = collate([sample.teacher or sample for sample in samples])
+    if all(sample.teacher is None or sample.teacher.pictures is sample.pictures for sample in samples):
+        teacher = replace(teacher, pictures=batch.pictures)  # one copy of what both see
+    paired = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    for number, sample in enumerate(samples):
+        if sample.paired is not None:
+            paired[number, : len(sample.paired)] = sample.paired
+    paired = paired.roll(-1, dims=1).flatten()  # labels, asked for by the positions before
+    return replace(batch, teacher=teacher, paired=paired[batch.response_rows])
 
 
 def _pictures(sample: Sample) -> int:
@@ -95,6 +111,11 @@ def _check_kinds(samples: Sequence[Sample]) -> None:
                 f"{does.file}, row {does.row} {what}, and {lacks.file}, row {lacks.row} in the same batch does not: "
                 "a batch is of one kind"
             )
+    lacks = [sample.key for sample in samples if sample.weight and sample.teacher is None]
+    if lacks and len(lacks) < sum(1 for sample in samples if sample.weight):
+        raise ValueError(
+            f"{lacks[0].file}, row {lacks[0].row} has no row for the teacher, and others of its batch have"
+        )
 
 
 def _check_placeholders(sample: Sample) -> None:

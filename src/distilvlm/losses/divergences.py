@@ -3,7 +3,7 @@
 Every function takes `log_student` and `log_teacher`, [rows, vocab] log-probabilities that are finite (an impossible
 token has a very low one, not −inf), and returns
 
-* the divergence of each row in nats, [rows];
+* the divergence of each row in nats (but for `uld`), [rows];
 * its gradient with respect to the student's logits behind `log_student`, [rows, vocab].
 
 With f a function of p_S, ∂f/∂z = p_S ⊙ (f′ − ⟨p_S, f′⟩). Both arguments may be overwritten: the caller works on pieces
@@ -75,13 +75,35 @@ def skew_reverse_kl(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, T
     return value, _through_softmax(student, ratio.sub_(ratio.exp(), alpha=SKEW))
 
 
+def uld(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Universal logit distillation: Σ_i |p_S(i) − p_T(i)| of the i-th largest probabilities, the shorter vocabulary
+    filled up with zeros. It is the Wasserstein distance under a uniform cost between tokens, so it needs no common ids:
+    [rows, vocab] and [rows, vocab_teacher]. Not in nats: between 0 and 2. Source: Boizard et al. 2024, arXiv 2402.12030
+    §3.2."""
+    student = log_student.exp_()
+    ranked, order = student.sort(-1, descending=True)
+    teacher = log_teacher.exp_().sort(-1, descending=True).values
+    both = min(ranked.shape[-1], teacher.shape[-1])
+    beyond = ranked[:, both:].sum(-1) + teacher[:, both:].sum(-1)  # one of the two has nothing there
+    ranked[:, :both].sub_(teacher[:, :both])
+    slope = torch.empty_like(student).scatter_(-1, order, ranked.sign())  # ∂/∂p_S
+    return ranked[:, :both].abs().sum(-1) + beyond, _through_softmax(student, slope)
+
+
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,
     "skew_forward_kl": skew_forward_kl,
     "skew_reverse_kl": skew_reverse_kl,
+    "uld": uld,
 }
+
+
+def compared_ids(divergence: str, student: int, teacher: int) -> tuple[int, int]:
+    """How many ids of each vocabulary are compared: those that both have; all where ids mean nothing to each other."""
+    common = min(student, teacher)
+    return (student, teacher) if divergence == "uld" else (common, common)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distilvlm.losses.divergences import DIVERGENCES, Divergence
+from distilvlm.losses.divergences import DIVERGENCES, Divergence, compared_ids
 from distilvlm.losses.relation import (
     accumulation,
     add_product,
@@ -83,9 +83,9 @@ def linear_distillation(
         comes back in `.relations`; it shares the logits and the head's gradient buffer with the other terms, which is
         how a head that trains gets its relation loss (see relation.py for a frozen one).
 
-    Vocabularies of different length: divergence and relations use the common ids, the text term the student's whole
-    vocabulary. Products run in the dtype of the head, or in autocast's; everything else, and the head's gradient, in
-    fp32 (float64 where an input is float64). `.text` and `.divergence` are values per row, before weights.
+    Vocabularies of different length: divergence and relations use the common ids ("uld": all), the text term the
+    student's whole vocabulary. Products run in the dtype of the head, or in autocast's; everything else, and the head's
+    gradient, in fp32 (float64 where an input is float64). `.text` and `.divergence` are values per row, before weights.
 
     Raises `ValueError` for an unknown divergence, a temperature that is not positive, rows that do not match, a
     divergence weight without a teacher, or fp16. Gradients cannot be differentiated again.
@@ -110,12 +110,16 @@ def linear_distillation(
                 f"{rows.compared} rows have a divergence weight, but there is no teacher: give teacher_hidden and "
                 "teacher_head, or weights of 0"
             )
-        common = student_head.shape[0] if teacher_head is None else min(student_head.shape[0], teacher_head.shape[0])
+        vocabularies = [
+            head.shape[0] for head in (student_head, student_head if teacher_head is None else teacher_head)
+        ]
+        common, teachers = compared_ids(divergence, *vocabularies)
     work = _Work(
         rows=rows,
         teacher_hidden=None if teacher_hidden is None else teacher_hidden.detach(),
         teacher_head=None if teacher_head is None else teacher_head.detach(),
         common=common,
+        teachers=teachers,
         divergence=DIVERGENCES[divergence],
         temperature=temperature,
         chunk_elements=chunk_elements,
@@ -146,7 +150,8 @@ class _Work:
     rows: OrderedRows
     teacher_hidden: Tensor | None  # [rows, d_teacher]
     teacher_head: Tensor | None  # [vocab_teacher, d_teacher]
-    common: int  # ids that both vocabularies have
+    common: int  # ids of the student's that are compared: those that both vocabularies have, or all
+    teachers: int  # ids of the teacher's that are compared
     divergence: Divergence
     temperature: float
     chunk_elements: int
@@ -157,8 +162,8 @@ class _Work:
     def visit(self, logits: Tensor, teacher_logits: Tensor | None, start: int, text: Tensor, value: Tensor) -> None:
         """Replaces the logits of the ordered rows [start, start + n) by the gradient of the loss.
 
-        logits: [n, vocab]; teacher_logits: [n, common], or None where no row has a divergence weight. Writes the terms
-        of each row into `text` and `value`, [n]. Reductions are in the weights' precision whatever the logits' is.
+        logits: [n, vocab]; teacher_logits: [n, teachers], or None where no row has a divergence weight. Writes the
+        terms of each row into `text` and `value`, [n]. Reductions are in the weights' precision, not in the logits'.
         """
         rows, stop = self.rows, start + logits.shape[0]
         precision = rows.text_weight.dtype
@@ -255,7 +260,7 @@ def _sweep(
     shares = shares_logits(rows.related, head)
     projected = torch.empty_like(related) if shares else related @ build_gram(head[:common]).to(precision)
 
-    size = min(work.chunk_elements // head.shape[0], CHUNK_ROWS) * 4 // head.element_size()
+    size = min(work.chunk_elements // max(head.shape[0], work.teachers), CHUNK_ROWS) * 4 // head.element_size()
     size = max(1, min(size, rows.used))
     logits = head.new_empty(size, head.shape[0])
     teacher = _TeacherLogits.of(work, size)
@@ -283,11 +288,11 @@ def _sweep(
 
 @dataclass(frozen=True)
 class _TeacherLogits:
-    """The teacher's logits of ordered rows, over the common ids, in one buffer that the next call overwrites."""
+    """The teacher's logits of ordered rows, over the ids compared, in one buffer that the next call overwrites."""
 
     hidden: Tensor  # [compared, d_teacher]
-    head: Tensor  # [common, d_teacher]
-    buffer: Tensor  # [chunk, common]
+    head: Tensor  # [teachers, d_teacher]
+    buffer: Tensor  # [chunk, teachers]
     compared_from: int
 
     @staticmethod
@@ -296,8 +301,8 @@ class _TeacherLogits:
         if work.teacher_hidden is None or work.teacher_head is None or not rows.compared:
             return None
         hidden = work.teacher_hidden[rows.order[rows.compared_from : rows.compared_to]].to(work.teacher_product)
-        head = work.teacher_head[: work.common].to(work.teacher_product)
-        return _TeacherLogits(hidden, head, head.new_empty(min(size, rows.compared), work.common), rows.compared_from)
+        head = work.teacher_head[: work.teachers].to(work.teacher_product)
+        return _TeacherLogits(hidden, head, head.new_empty(min(size, rows.compared), work.teachers), rows.compared_from)
 
     def __call__(self, first: int, last: int) -> Tensor:
         rows = self.hidden[first - self.compared_from : last - self.compared_from]

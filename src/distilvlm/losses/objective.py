@@ -14,6 +14,9 @@ A preference stage has pairs (or rated answers) for samples; its loss is a funct
 What vision encoders teach, and the balance of a vision tower's experts, are means over a sample's pictures
 (encoder.py); a sample without pictures adds 0. A stage of nothing else needs no language model: `of_pictures`.
 
+A teacher of other tokens has a partner for some of the response rows only, and KL_i(𝓡) is the mean over those; one that
+sees a picture as other tokens gives its visual rows apart.
+
 `reference` names where LLaVA-MoD's code is to be reproduced instead (recipe/schema.py, `Departure`).
 """
 
@@ -23,13 +26,15 @@ What vision encoders teach, and the balance of a vision tower's experts, are mea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from distilvlm.losses.answers import Answers, Preferences, Preferring
+from distilvlm.losses.assignment import assigned
 from distilvlm.losses.balance import balance, balance_of_samples
+from distilvlm.losses.divergences import compared_ids
 from distilvlm.losses.encoder import PRESETS, Comparing, Pictures, encoder_term, expert_balance
 from distilvlm.losses.linear import linear_distillation
 from distilvlm.losses.relation import accumulation, relation_distance, relation_matrix
@@ -66,6 +71,7 @@ class Objective:
     label_smoothing: float = 0.0
     reference: frozenset[str] = frozenset()
     comparing: Comparing = field(default_factory=lambda: PRESETS["paper"])
+    assign: bool = False  # which of the teacher's visual rows is whose: by the least distance (assignment.py)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -130,6 +136,8 @@ class Objective:
         attention_mask: Tensor | None = None,
         preferences: Preferences | None = None,
         pictures: Pictures | None = None,
+        paired: Tensor | None = None,
+        teacher_visual: Tensor | None = None,
     ) -> Outcome:
         """The loss of one micro-batch.
 
@@ -142,6 +150,9 @@ class Objective:
         router_probabilities: of each sparse layer, [samples · length, experts]; attention_mask: [samples, length].
         preferences: for a preference stage, whose `samples_in_update` counts records.
         pictures: for the encoder term and the balance of a tower's experts; None for a micro-batch without pictures.
+        paired: [responses] bool, response rows that have a partner in the teacher's; None: all.
+        teacher_visual: [pictures, visual_teacher, d_teacher], the teacher's visual rows of each picture where they are
+            not those of `teacher_hidden`; as many as the student's, or to be assigned.
 
         Raises `ValueError` when a term needs something that is not given.
         """
@@ -165,6 +176,8 @@ class Objective:
                 samples_in_update,
                 student_gram,
                 teacher_gram,
+                paired,
+                teacher_visual,
             )
         if pictures is not None:
             seen = self.of_pictures(pictures, sample_weights, samples_in_update)
@@ -248,6 +261,8 @@ class Objective:
         samples_in_update: int,
         student_gram: Tensor | None,
         teacher_gram: Tensor | None,
+        paired: Tensor | None,
+        teacher_visual: Tensor | None,
     ) -> Outcome:
         if "teacher.hidden" in self.needs and (teacher_hidden is None or teacher_head is None):
             raise ValueError(
@@ -261,6 +276,8 @@ class Objective:
         response = text
         if self.response and "unshifted_mask" in self.reference:
             response = _Mean.of(rows, answered + 1, length, sample_weights, of_tokens)
+        elif self.response and paired is not None:
+            response = _Mean.of(rows, answered[paired], length, sample_weights, of_tokens)
         visual = _Mean.of(
             rows, visual_rows if self.visual or self.relation else visual_rows[:0], length, sample_weights
         )
@@ -268,6 +285,18 @@ class Objective:
         labels = torch.full_like(rows, IGNORED)
         if self.text or self.response:
             labels[text.places] = response_targets
+        ids = (0, 0)
+        if teacher_hidden is not None and teacher_head is not None:
+            ids = compared_ids(self.divergence, student_head.shape[0], teacher_head.shape[0])
+            if teacher_visual is not None and visual.places.numel():
+                # The last position of a picture may be compared as an answer's, too, and is then another row of the
+                # teacher's: visual rows stand once more behind the others.
+                ours = student_hidden[visual.places]
+                theirs = self._taught(ours, student_head, teacher_visual, teacher_head, ids[0])
+                student_hidden = torch.cat([student_hidden, ours])
+                teacher_hidden = torch.cat([teacher_hidden, theirs.to(teacher_hidden.dtype)])
+                labels = torch.cat([labels, torch.full_like(visual.places, IGNORED)])
+                text, response, visual = text.before(visual), response.before(visual), visual.behind()
         related, related_weights = visual.samples() if self.relation else ([], [])
         distilled = linear_distillation(
             student_hidden,
@@ -292,20 +321,30 @@ class Objective:
                 # Not a matrix product: autocast would round the rows' values to bf16.
                 terms[name] = (per_row * mean.spread).sum() / samples_in_update
         if self.relation and teacher_hidden is not None and teacher_head is not None:
-            common = min(student_head.shape[0], teacher_head.shape[0])
             total = loss.new_zeros(())
             for index, (places, weight) in enumerate(zip(related, related_weights, strict=True)):
                 if student_gram is None:
                     student = distilled.relations[index]
                 else:
-                    student = relation_matrix(student_hidden[places], student_head, common, student_gram)
+                    student = relation_matrix(student_hidden[places], student_head, ids[0], student_gram)
                 with torch.no_grad():
-                    teacher = relation_matrix(teacher_hidden[places], teacher_head, common, teacher_gram)
+                    teacher = relation_matrix(teacher_hidden[places], teacher_head, ids[1], teacher_gram)
                 total = total + weight * relation_distance(student, teacher)
             total = total / samples_in_update
             loss = loss + self.relation * total
             terms["relation"] = total.detach()
         return Outcome(loss, terms)
+
+    def _taught(self, ours: Tensor, student_head: Tensor, theirs: Tensor, teacher_head: Tensor, common: int) -> Tensor:
+        """The teacher's row of each visual row, [visual, d_teacher]."""
+        if not self.assign:
+            return theirs.flatten(0, 1)
+        pictures = ours.detach().view(theirs.shape[0], -1, ours.shape[1])
+        chosen = [
+            rows[assigned(own, student_head, rows, teacher_head, common)]
+            for own, rows in zip(pictures, theirs, strict=True)
+        ]
+        return torch.cat(chosen)
 
 
 @dataclass(frozen=True)
@@ -333,6 +372,16 @@ class _Mean:
         else:
             spread[places] = weights[owners] / counts[owners]
         return _Mean(places, owners, spread, weights)
+
+    def before(self, others: _Mean) -> _Mean:
+        """The same set where the rows of another stand behind all rows once more."""
+        return replace(self, spread=torch.cat([self.spread, torch.zeros_like(self.spread[others.places])]))
+
+    def behind(self) -> _Mean:
+        """The set where its rows stand behind all rows once more, and count there."""
+        places = self.spread.numel() + torch.arange(self.places.numel(), device=self.places.device)
+        spread = torch.cat([torch.zeros_like(self.spread), self.spread[self.places]])
+        return replace(self, places=places, spread=spread)
 
     def samples(self) -> tuple[list[Tensor], list[float]]:
         """Places and weight of every sample that has rows in the set and a weight."""

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.section import Section
-from distilvlm.recipe.teachers import KeepSpec, RemoteSpec
+from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_rows
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
 
 
@@ -112,6 +112,16 @@ class TeacherSpec(ModelSpec):
 
     kind: Literal["local", "cached", "remote"] = Field(
         default="local", description="local: in this process; cached: computed once and kept on disk; remote: a server"
+    )
+    tokens: Literal["same", "aligned"] = Field(
+        default="same",
+        description="aligned: it may have another tokenizer; answers are compared where tokens of both begin at the "
+        "same character, by universal logit distillation (arXiv 2402.12030)",
+    )
+    visual: Literal["same", "interpolate", "assignment"] = Field(
+        default="same",
+        description="a picture may be other tokens to it than to the student. interpolate: its visual rows are "
+        "averaged over areas to the student's grid; assignment: each of the student's gets the nearest one (EM-KD)",
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="what its weights are held in")
     device: str | None = Field(default=None, description="'cpu', 'cuda:1', ...; default: the student's device")
@@ -228,6 +238,11 @@ class LossSpec(Section):
     def needs_teacher(self) -> bool:
         """Whether the teacher gives targets, or log-probabilities that are kept before the stage begins."""
         return bool(self.response or self.visual or self.relation or self.preference)
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows of the teacher's are compared with the student's as the stage trains."""
+        return bool(self.response or self.visual or self.relation)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -386,6 +401,7 @@ class Recipe(Section):
         self._check_transforms()
         self._check_adaptors()
         check_encoders(self)
+        check_rows(self)
         return self
 
     def teachers_of(self, stage: StageSpec) -> dict[str, EncoderSpec]:

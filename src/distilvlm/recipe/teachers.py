@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from distilvlm.recipe.section import Section
+
+if TYPE_CHECKING:
+    from distilvlm.recipe.schema import Recipe
 
 
 class KeepSpec(Section):
@@ -42,3 +45,32 @@ class RemoteSpec(Section):
     key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
     timeout: float = Field(default=60.0, gt=0, description="seconds that one request may take")
     patience: float = Field(default=600.0, ge=0, description="seconds that a run waits for a server that is gone")
+
+
+def check_rows(recipe: Recipe) -> None:
+    """A teacher with rows of its own (`tokens`, `visual`), and what can be compared with them. Raises ValueError."""
+    teacher = recipe.teacher
+    if teacher is None:
+        return
+    own = [f"{name}: {value}" for name in ("tokens", "visual") if (value := getattr(teacher, name)) != "same"]
+    if own and teacher.kind != "local":
+        raise ValueError(
+            f"teacher.{own[0]} gives the teacher rows of its own, which a teacher of kind '{teacher.kind}' can't have "
+            "yet: use kind: local"
+        )
+    if teacher.tokens == "aligned" and teacher.visual == "assignment":
+        raise ValueError(
+            "teacher.visual: assignment compares logits id by id, and with tokens: aligned an id means another token "
+            "to the teacher: use visual: interpolate"
+        )
+    for stage in recipe.stages:
+        if own and stage.loss.preference:
+            raise ValueError(
+                f"stage '{stage.name}' learns from preferences, whose reference gives log-probabilities of the "
+                f"student's own rows: teacher.{own[0]} can't; train it in a recipe of its own"
+            )
+        if own and stage.loss.compares and "unshifted_mask" in stage.reference:
+            raise ValueError(
+                f"stage '{stage.name}': reference: [unshifted_mask] is of the student's own rows, and teacher.{own[0]} "
+                "gives the teacher others: leave it out"
+            )

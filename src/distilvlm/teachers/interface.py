@@ -22,14 +22,15 @@ class TeacherError(ValueError):
 class Targets:
     """The teacher's side of a batch, for the rows that were asked for, in their order.
 
-    Exact targets are hidden states and a head. Where a teacher knows only some probabilities of the response rows, these
-    are `responses`, and `hidden` is of the visual rows alone; it may then be missing where no term asks for them.
+    Exact targets are hidden states and a head. Where a teacher knows only some probabilities of the response rows,
+    these are `responses`, and `hidden` is of the visual rows alone; it may then be missing where no term asks for them.
     """
 
     hidden: Tensor | None  # [rows, d_teacher], final-normed hidden states
     head: Tensor | None  # [vocab_teacher, d_teacher]
     responses: Sparse | None = None  # of the batch's response rows
     relations: tuple[Tensor, ...] | None = None  # [visual, visual] of each sample with pictures, instead of visual rows
+    visual: Tensor | None = None  # [pictures, visual rows of one, d_teacher], where its rows are not the batch's
 
 
 class Teacher(Protocol):
@@ -37,7 +38,8 @@ class Teacher(Protocol):
 
     @property
     def provides(self) -> frozenset[str]:
-        """Of `Objective.needs`, what this teacher can meet: "teacher.responses", "teacher.visual", "teacher.relation"."""
+        """Of `Objective.needs`, what this teacher can meet: "teacher.responses", "teacher.visual",
+        "teacher.relation"."""
         ...
 
     @property

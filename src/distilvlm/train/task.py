@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distilvlm.data.batch import Batch
 from distilvlm.losses import Pair, Pictures, gram
 from distilvlm.losses.answers import Answers, Preferences, moves
+from distilvlm.losses.divergences import compared_ids
 from distilvlm.losses.objective import Objective, Outcome
 from distilvlm.models import forward, parts, routing
 from distilvlm.models.adapters import Adapters
@@ -22,7 +23,7 @@ from distilvlm.models.alone import Alone, Encoder
 from distilvlm.models.encoders import Seen
 from distilvlm.models.mixture import Choice, mixtures, tallied, watched
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import StageSpec
+from distilvlm.recipe import StageSpec, TeacherSpec
 from distilvlm.teachers import Targets
 
 from .encoders import Comparison, adapters_of, rules_of
@@ -31,9 +32,13 @@ Agree = Callable[[Tensor], Tensor]
 """Sums of a micro-batch → the sums over its whole update."""
 
 
-def objective_of(stage: StageSpec) -> Objective:
-    """The loss terms of a stage."""
-    return Objective(**stage.loss.model_dump(), reference=frozenset(stage.reference), comparing=rules_of(stage))
+def objective_of(stage: StageSpec, teacher: TeacherSpec | None = None) -> Objective:
+    """The loss terms of a stage, compared with the recipe's teacher as it can be."""
+    given = stage.loss.model_dump()
+    if teacher is not None and teacher.tokens == "aligned":
+        given["divergence"] = "uld"  # no id means the same to both
+    assign = teacher is not None and teacher.visual == "assignment"
+    return Objective(**given, reference=frozenset(stage.reference), comparing=rules_of(stage), assign=assign)
 
 
 class FrozenBaseError(RuntimeError):
@@ -115,11 +120,11 @@ class Task(nn.Module):
         if teacher_head is None or not self.objective.relation or isinstance(self.student, Alone):
             return
         student_head = forward.head_weight(self.student)
-        common = min(student_head.shape[0], teacher_head.shape[0])
+        ours, theirs = compared_ids(self.objective.divergence, student_head.shape[0], teacher_head.shape[0])
         with torch.no_grad():
-            self.teacher_gram = gram(teacher_head[:common])
+            self.teacher_gram = gram(teacher_head[:theirs])
             if not student_head.requires_grad:
-                self.student_gram = gram(student_head[:common])
+                self.student_gram = gram(student_head[:ours])
 
     def require_frozen_base(self) -> None:
         """Of a student with adaptors, what trains has a gradient, and nothing else has one; asked behind a backward.
@@ -261,6 +266,8 @@ class Task(nn.Module):
             attention_mask=batch.attention_mask,
             preferences=_preferences(batch, agree) if self.objective.preference else None,
             pictures=pictures,
+            paired=batch.paired,
+            teacher_visual=None if targets is None else targets.visual,
         )
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
