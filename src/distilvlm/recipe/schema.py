@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.section import Section
-from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_rows
+from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_rows
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
 
 
@@ -133,6 +133,11 @@ class TeacherSpec(ModelSpec):
         if self.encoder_alone:
             raise ValueError("a vision encoder alone gives features, not answers: name it in 'encoders'")
         return self
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether it may read other rows than the student."""
+        return (self.tokens, self.visual) != ("same", "same")
 
     @model_validator(mode="after")
     def _names_its_server(self) -> TeacherSpec:
@@ -349,6 +354,10 @@ class MachineSpec(Section):
     """How the machine works; nothing here changes the objective, so it may differ between continuations."""
 
     micro_batch: int = Field(default=1, gt=0, description="samples per forward and process")
+    tokens: int | None = Field(
+        default=None, gt=0, description="positions per forward and process, at most, instead of micro_batch samples"
+    )
+    packing: bool = Field(default=False, description="several samples in one row, where none sees the others")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="autocast; what trains is held in fp32 in any case"
     )
@@ -402,6 +411,7 @@ class Recipe(Section):
         self._check_adaptors()
         check_encoders(self)
         check_rows(self)
+        check_kept(self)
         return self
 
     def teachers_of(self, stage: StageSpec) -> dict[str, EncoderSpec]:

@@ -50,10 +50,10 @@ class RemoteSpec(Section):
 def check_rows(recipe: Recipe) -> None:
     """A teacher with rows of its own (`tokens`, `visual`), and what can be compared with them. Raises ValueError."""
     teacher = recipe.teacher
-    if teacher is None:
+    if teacher is None or not teacher.own_rows:
         return
     own = [f"{name}: {value}" for name in ("tokens", "visual") if (value := getattr(teacher, name)) != "same"]
-    if own and teacher.kind != "local":
+    if teacher.kind != "local":
         raise ValueError(
             f"teacher.{own[0]} gives the teacher rows of its own, which a teacher of kind '{teacher.kind}' can't have "
             "yet: use kind: local"
@@ -64,13 +64,39 @@ def check_rows(recipe: Recipe) -> None:
             "to the teacher: use visual: interpolate"
         )
     for stage in recipe.stages:
-        if own and stage.loss.preference:
+        if stage.loss.preference:
             raise ValueError(
                 f"stage '{stage.name}' learns from preferences, whose reference gives log-probabilities of the "
                 f"student's own rows: teacher.{own[0]} can't; train it in a recipe of its own"
             )
-        if own and stage.loss.compares and "unshifted_mask" in stage.reference:
+        if stage.loss.compares and "unshifted_mask" in stage.reference:
             raise ValueError(
                 f"stage '{stage.name}': reference: [unshifted_mask] is of the student's own rows, and teacher.{own[0]} "
                 "gives the teacher others: leave it out"
+            )
+
+
+def check_kept(recipe: Recipe) -> None:
+    """A cached teacher, and what can be asked of what it keeps. Raises ValueError."""
+    teacher = recipe.teacher
+    if teacher is None or teacher.kind != "cached":
+        return
+    for stage in recipe.stages:
+        if not stage.loss.compares:
+            continue
+        if recipe.pictures.augment is not None:
+            raise ValueError(
+                f"stage '{stage.name}' compares with a cached teacher, who has seen each picture once, and "
+                "'pictures.augment' changes it at every showing: remove one of the two (teacher.kind: local sees what "
+                "the student sees)"
+            )
+        if stage.loss.visual and teacher.keep.visual == "relation":
+            raise ValueError(
+                f"stage '{stage.name}' has loss.visual, and the cached teacher keeps relation matrices alone: set "
+                "teacher.keep.visual: hidden, or loss.visual: 0"
+            )
+        if stage.loss.response and "unshifted_mask" in stage.reference:
+            raise ValueError(
+                f"stage '{stage.name}': reference: [unshifted_mask] compares rows behind the answers', which a cached "
+                "teacher does not keep: leave it out, or set teacher.kind: local"
             )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from distilvlm.data.alignment import TeacherView
 from distilvlm.data.batch import Batch
 from distilvlm.losses.sparse import Sparse
 
@@ -43,8 +44,19 @@ class Teacher(Protocol):
         ...
 
     @property
-    def head(self) -> Tensor:
-        """The output head, [vocab_teacher, d_teacher]; it never changes."""
+    def head(self) -> Tensor | None:
+        """The output head, [vocab_teacher, d_teacher]; it never changes. None of a teacher that gives no hidden
+        rows."""
+        ...
+
+    @property
+    def shares_vision(self) -> bool:
+        """Whether the student's tower serves both: `targets` then takes its features."""
+        ...
+
+    @property
+    def view(self) -> TeacherView | None:
+        """How it reads a record; None for a teacher that reads the student's rows."""
         ...
 
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:

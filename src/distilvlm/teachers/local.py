@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from distilvlm.data.batch import Batch
 from distilvlm.models import forward
 from distilvlm.models.vlm import VLM, VisionLayout
+from distilvlm.recipe import TeacherSpec
 
 from .interface import Targets, TeacherError
+from .own_rows import grid, interpolated, require_comparable_pictures, view
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +26,12 @@ class LocalTeacher:
 
     Args:
         vlm: the teacher; it is frozen and put into evaluation mode.
-        student: the student it teaches; the two must share a tokenizer and the number of visual tokens.
+        student: the student it teaches.
         device: where the teacher runs; its targets are brought to `student_device`.
         share_vision: let the student's vision tower serve both if it has the same weights. Only for a student whose
             tower never trains.
+        spec: what may differ between the two (`tokens`, `visual`); by default they must share a tokenizer and the
+            number of visual tokens.
 
     Raises:
         TeacherError: the two cannot be compared row by row.
@@ -36,10 +40,24 @@ class LocalTeacher:
     provides = frozenset({"teacher.hidden"})
 
     def __init__(
-        self, vlm: VLM, student: VLM, device: torch.device, student_device: torch.device, share_vision: bool
+        self,
+        vlm: VLM,
+        student: VLM,
+        device: torch.device,
+        student_device: torch.device,
+        share_vision: bool,
+        spec: TeacherSpec | None = None,
     ) -> None:
-        require_same_meanings(meanings(student), meanings(vlm))
-        require_same_visual_tokens(vlm.layout, student.layout)
+        if spec is None or spec.tokens == "same":
+            require_same_meanings(meanings(student), meanings(vlm))
+        if spec is None or spec.visual == "same":
+            require_same_visual_tokens(vlm.layout, student.layout)
+        else:
+            require_comparable_pictures(spec, vlm.layout, student.layout)
+        self.view = None if spec is None else view(spec, vlm, student)
+        self._grids: tuple[tuple[int, int], tuple[int, int]] | None = None
+        if spec is not None and spec.visual == "interpolate":
+            self._grids = grid(vlm.layout, "teacher"), grid(student.layout, "student")
         self.shares_vision = share_vision and _same_tower(vlm, student)
         if self.shares_vision:
             # Same weights, so keep them once; the student's tower then serves both.
@@ -59,8 +77,29 @@ class LocalTeacher:
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
         batch = batch.to(self.device)
         features = None if features is None else features.to(self.device)
+        if self.view is not None:
+            return self._own(batch, rows.to(self.device), features)
         hidden = hidden_rows(self.vlm, batch, batch.pictures, rows.to(self.device), features)
         return Targets(hidden.to(self.student_device), self.head.to(self.student_device))
+
+    def _own(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
+        """Of rows of its own: a response row of the batch gets its partner's, visual rows stand apart."""
+        own, head = batch.teacher, self.head
+        hidden = head.new_zeros(rows.numel(), head.shape[1])
+        if own is None or batch.paired is None:
+            if rows.numel():
+                raise TeacherError("this teacher reads rows of its own, and the batch was made without them")
+            return Targets(hidden.to(self.student_device), head.to(self.student_device))
+        found = hidden_rows(self.vlm, own, own.pictures, torch.cat([own.response_rows, own.visual_rows]), features)
+        answers, seen = found.split([own.response_rows.numel(), own.visual_rows.numel()])
+        partners = batch.response_rows[batch.paired]
+        asked = torch.isin(partners, rows)
+        hidden = hidden.to(found.dtype).index_copy(0, torch.searchsorted(rows, partners[asked]), answers[asked])
+        seen = seen.unflatten(0, (-1, sum(self.vlm.layout.visual)))  # [pictures, visual_teacher, d_teacher]
+        if self._grids is not None and seen.numel():
+            seen = interpolated(seen, *self._grids)
+        there = self.student_device
+        return Targets(hidden.to(there), head.to(there), visual=seen.to(there))
 
 
 @torch.no_grad()
@@ -100,7 +139,8 @@ def require_same_meanings(ours: Mapping[int, str], theirs: Mapping[int, str]) ->
     raise TeacherError(
         f"teacher and student have different tokenizers: {len(differing)} ids differ, the first is {first} "
         f"(student {ours.get(first)!r}, teacher {theirs.get(first)!r}). Response and visual divergences compare "
-        "probabilities id by id: choose a student of the teacher's family, or set their weights to 0"
+        "probabilities id by id: choose a student of the teacher's family, set their weights to 0, or compare the two "
+        "where their tokens begin at the same character (teacher: {tokens: aligned})"
     )
 
 
@@ -117,12 +157,12 @@ def require_same_visual_tokens(teacher: VisionLayout, student: VisionLayout) -> 
         raise TeacherError(
             f"one picture is {teacher.placeholders} tokens ({sum(teacher.visual)} visual) for the teacher and "
             f"{student.placeholders} ({sum(student.visual)} visual) for the student: the rows cannot be paired. Give "
-            "both the same vision encoder, size and 'select'"
+            "both the same vision encoder, size and 'select', or set teacher: {visual: interpolate}"
         )
     if teacher.size != student.size:
         raise TeacherError(
             f"the teacher sees pictures of {teacher.size} px and the student of {student.size} px: both are fed one "
-            "canvas, so set the same vision 'size'"
+            "canvas, so set the same vision 'size', or teacher: {visual: interpolate}"
         )
 
 
