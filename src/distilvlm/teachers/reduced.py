@@ -4,9 +4,9 @@ Likeliest ids are compared with one more event, all other ids together. For a st
 have logits within `r` of each other, the divergence of a row is then less than the exact one by at most
 t · (ln n + r), with t the teacher's mass on these n ids (`rest_bound`): the part of KL that is within them.
 
-Drawn ids are each as likely as the teacher has it, so that cross-entropies and their gradients are right on average over
-draws (random sampling knowledge distillation, arXiv 2503.16870 §3); divergences are above by the entropy that a few
-draws do not show.
+Drawn ids are each as likely as the teacher has it, so that cross-entropies and their gradients are right on average
+over draws (random sampling knowledge distillation, arXiv 2503.16870 §3); divergences are above by the entropy that a
+few draws do not show.
 """
 
 from __future__ import annotations
