@@ -123,6 +123,10 @@ class StageData(Dataset[Sample]):
         self.seen_reader = seen_reader
         self.preferences: Preferences | None = _one_kind(self.sources)
         self.reference_reader: ReferenceReader | None = None
+        width = 1 if self.preferences is None else 2
+        # Of each source [records, sequences], 0: not known. A check meets every sample, for millions of which a
+        # dictionary would take gigabytes.
+        self._known_lengths = [np.zeros((len(source.records), width), np.int32) for source in self.sources]
         self._contents: dict[str, str] = {}  # picture -> what `geometry.content` says
         self._members = np.concatenate(
             [
@@ -187,6 +191,40 @@ class StageData(Dataset[Sample]):
             where = f"the first {self.max_length} positions" if first.cut else "tokens"
             raise RowError("rejected", f"nothing to learn: chosen and rejected are the same in {where}")
         return first, second
+
+    def sequence_lengths(self, index: int) -> tuple[int, ...]:
+        """Positions of a sample's sequence, or of both of a preference; 1 for a row that can't be used, as a stand-in
+        has. Known without making tokens where a check has seen the sample."""
+        source, record = self._members[index]
+        known: list[int] = self._known_lengths[source][record].tolist()
+        if all(known):
+            return tuple(known)
+        try:
+            return self.note_lengths(index, self.sequences(index))
+        except RowError:
+            return (1,) * len(known)
+
+    @property
+    def known_lengths(self) -> dict[str, np.ndarray]:
+        """Source to [records, sequences] int32, 0 where a length is not known. What a check has found may be put back
+        into other data of the same sources."""
+        return {source.name: known for source, known in zip(self.sources, self._known_lengths, strict=True)}
+
+    def recall_lengths(self, lengths: Mapping[str, np.ndarray]) -> None:
+        """Put `known_lengths` back. Raises ValueError where they are of other sources."""
+        if {name: known.shape for name, known in lengths.items()} != {
+            name: known.shape for name, known in self.known_lengths.items()
+        }:
+            raise ValueError("kept lengths are of other sources")
+        self._known_lengths = [lengths[source.name] for source in self.sources]
+
+    def note_lengths(self, index: int, sequences: Sequence[Encoded]) -> tuple[int, ...]:
+        """Keep the `sequence_lengths` of sequences that were made."""
+        lengths = tuple(len(encoded.input_ids) for encoded in sequences)
+        if self.preferences != "rated":  # whose second sequence is another row's when rows are left out
+            source, record = self._members[index]
+            self._known_lengths[source][record] = lengths
+        return lengths
 
     def beside(self, index: int, student: Encoded) -> tuple[Encoded, Tensor] | None:
         """The row of a sample that the teacher reads, as far as it is compared, and which labels of the student's have

@@ -52,7 +52,7 @@ def inspect(data: StageData, progress: Callable[[int], None] | None, indices: Se
                 row, paired = beside
                 counts.paired += int(paired.sum())
                 counts.teachers_longest = max(counts.teachers_longest, len(row.input_ids))
-            lengths[record.key.source].extend(len(encoded.input_ids) for encoded in sequences)
+            lengths[record.key.source].extend(data.note_lengths(index, sequences))
         if progress:
             progress(seen + 1)
     for name, counts in report.sources.items():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from distilvlm.recipe.agreement import check_encoders
+from distilvlm.recipe.batches import check_batches
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.section import Section
 from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_rows
@@ -412,6 +413,7 @@ class Recipe(Section):
         check_encoders(self)
         check_rows(self)
         check_kept(self)
+        check_batches(self)
         return self
 
     def teachers_of(self, stage: StageSpec) -> dict[str, EncoderSpec]:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors.numpy import load, save
 
-from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine
+from distilvlm.data import BadRow, DataError, DataReport, Grouping, Order, Source, StageData, raise_or_quarantine
 from distilvlm.data.alignment import TeacherView
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.data.stage import background, source_of, stage_data, stage_order
@@ -120,13 +121,36 @@ def _checked(
     looked_at = [[str(path), *_state(path), spec, stage.max_length, data.placeholders, *marks] for path, spec in files]
     digest = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
     kept = place.path / "data" / f"{digest[:16]}.json"
+    lengths = kept.with_suffix(".safetensors")
     with accelerator.main_process_first():  # the others find the main process's report
         if kept.exists():
-            return DataReport.restored(json.loads(kept.read_text()))
-        report = data.check()
-        raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
-        write_whole(kept, json.dumps(report.as_json()).encode())
-        return report
+            report = DataReport.restored(json.loads(kept.read_text()))
+            if lengths.exists():
+                data.recall_lengths(load(lengths.read_bytes()))
+        else:
+            report = data.check()
+            raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
+            write_whole(lengths, save(data.known_lengths))
+            write_whole(kept, json.dumps(report.as_json()).encode())
+    _require_room(recipe, stage, report, sequences=1 if data.preferences is None else 2)
+    return report
+
+
+def _require_room(recipe: Recipe, stage: StageSpec, report: DataReport, sequences: int) -> None:
+    """A micro-batch has room for any sample, of so many sequences.
+
+    Raises:
+        DataError: it may not.
+    """
+    grouping = Grouping.of(recipe.machine, stage)
+    needed = grouping.positions([report.longest] * sequences)
+    if grouping.tokens is not None and needed > grouping.tokens:
+        two = " with both its answers" if sequences > 1 else ""
+        raise DataError(
+            f"stage '{stage.name}': its longest row has {report.longest:,} positions and takes {needed:,} of a "
+            f"micro-batch{two}, which has {grouping.tokens:,}. Set machine.tokens to {needed} or more, or "
+            f"stages.{stage.name}.max_length to less"
+        )
 
 
 def _state(path: Path) -> list[object]:

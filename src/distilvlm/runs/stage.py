@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from distilvlm.cost import Meter
 from distilvlm.data import Batch, Grouping, MicroBatches, batches
 from distilvlm.data.alignment import TeacherView
-from distilvlm.models import forward, parts
+from distilvlm.models import forward, packing, parts
+from distilvlm.models.alone import Encoder
 from distilvlm.models.files import directory_whole, remove, verify
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
@@ -57,6 +58,7 @@ class StageRun:
         self.checkpoints = place.checkpoints(index, self.stage.name)
         self.final = place.final(index, self.stage.name)
         self.meter = Meter(accelerator.device, place.path)
+        self._grouping = Grouping.of(recipe.machine, self.stage)
         self.executed: Literal["not", "in part", "whole"] = "not"  # in this process
         self._prepared: Material | None = None
 
@@ -84,7 +86,7 @@ class StageRun:
         with self.accelerator.autocast():
             found = references.fill(
                 data,
-                self.recipe.machine.micro_batch,
+                self._grouping,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 self.accelerator.wait_for_everyone,
@@ -116,6 +118,7 @@ class StageRun:
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
         vlm.to(self.accelerator.device)
+        self._require_packable(teacher)
         material = self._material(encoders, None if teacher is None else teacher.view)
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
@@ -134,7 +137,7 @@ class StageRun:
             teacher,
             self.stage.optim,
             material.updates,
-            Grouping.of(self.recipe.machine),
+            self._grouping,
             None if encoders is None else lambda batch: encoders.see(batch, self.stage),
         )
         with self._events(position) as events:
@@ -157,6 +160,17 @@ class StageRun:
         for tree in vlm.trees:
             tree.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
+
+    def _require_packable(self, teacher: Teacher | None) -> None:
+        """Raises ValueError where samples can't share a row."""
+        machine = self.recipe.machine
+        if self.stage.pictures_alone and (machine.packing or machine.tokens is not None):
+            logger.info("a stage of pictures alone has no text to pack or count: %d per forward", machine.micro_batch)
+        if self._grouping.packed:
+            assert not isinstance(self.student.vlm, Encoder)  # which only has stages of pictures alone
+            packing.require_packable(self.student.vlm, "student")
+            if isinstance(teacher, LocalTeacher):
+                packing.require_packable(teacher.vlm, "teacher")
 
     def settle(self) -> None:
         """Note what the stage took, as far as this process saw it."""
@@ -192,7 +206,7 @@ class StageRun:
             material.updates,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            grouping=Grouping.of(machine),
+            grouping=self._grouping,
             workers=machine.workers,
         )
         for number, micro_batches in stream:
