@@ -7,8 +7,6 @@ from typing import Literal
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from distilvlm.data import IGNORED, StageData, Template
 from distilvlm.data.alignment import TeacherView, pairs, teachers_row
@@ -19,10 +17,9 @@ from distilvlm.recipe import SourceSpec
 from distilvlm.recipe.schema import PictureSpec
 
 from .small_data import (
-    CHATML,
     CHATML_WITH_BLOCKS,
     LLAMA2,
-    SPECIAL,
+    exact_tokenizer,
     llava_row,
     make_pictures,
     make_record,
@@ -34,21 +31,8 @@ ACROSS_WORDS = [("d", "Ġ"), ("dĠ", "i"), ("r", "e"), ("Ġ", "Ã")]
 """Makes "red is é" the tokens re|d i|s|␣Ã|©: one of two words, one that ends within a letter of two bytes."""
 
 
-def tokenizer(merges=(), chat_template: str = CHATML, eos: str = "<|im_end|>", bos: str | None = None):
-    """Byte-level BPE of exactly these merges, which may go across words."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*SPECIAL, *alphabet, *(left + right for left, right in merges)]
-    backend = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, list(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos, pad_token=eos)
-    fast.chat_template = chat_template
-    return fast
-
-
 def llama2(merges=()):
-    return tokenizer(merges, LLAMA2, eos="</s>", bos="<s>")
+    return exact_tokenizer(merges, LLAMA2, eos="</s>", bos="<s>")
 
 
 def aligned(student, teacher, *turns: str) -> list[tuple[str, str]]:
@@ -65,7 +49,7 @@ def aligned(student, teacher, *turns: str) -> list[tuple[str, str]]:
 
 def test_pairs_of_two_tokenizers_and_templates():
     """Merges across words, a letter of two bytes, white space that only one template writes, other ends of a turn."""
-    assert aligned(tokenizer(), llama2(ACROSS_WORDS), "what? é", "red is é") == [
+    assert aligned(exact_tokenizer(), llama2(ACROSS_WORDS), "what? é", "red is é") == [
         ("r", "re"),
         ("d", "dĠi"),
         ("s", "s"),
@@ -75,13 +59,13 @@ def test_pairs_of_two_tokenizers_and_templates():
 
 
 def test_a_token_that_ends_within_a_letter_leaves_the_next_one_alone():
-    student, teacher = tokenizer([("Ġ", "Ã")]), tokenizer([("©", "a")])
+    student, teacher = exact_tokenizer([("Ġ", "Ã")]), exact_tokenizer([("©", "a")])
     # a|␣Ã|©|a against a|␣|Ã|©a: the last "a" of the student begins where no token of the teacher does.
     assert aligned(student, teacher, "?", "a éa") == [("a", "a"), ("ĠÃ", "Ġ"), ("<|im_end|>", "<|im_end|>")]
 
 
 def test_a_token_that_begins_in_white_space_of_its_template_begins_the_answer():
-    assert aligned(tokenizer(), llama2([("Ġ", "r")]), "?", "red") == [
+    assert aligned(exact_tokenizer(), llama2([("Ġ", "r")]), "?", "red") == [
         ("r", "Ġr"),
         ("e", "e"),
         ("d", "d"),
@@ -90,7 +74,7 @@ def test_a_token_that_begins_in_white_space_of_its_template_begins_the_answer():
 
 
 def test_white_space_that_both_write_is_of_the_answer():
-    assert aligned(tokenizer(), tokenizer([("Ġ", "r")]), "?", " red ") == [
+    assert aligned(exact_tokenizer(), exact_tokenizer([("Ġ", "r")]), "?", " red ") == [
         ("Ġ", "Ġr"),
         ("e", "e"),
         ("d", "d"),
@@ -100,7 +84,7 @@ def test_white_space_that_both_write_is_of_the_answer():
 
 
 def test_every_answer_has_its_own_places():
-    assert aligned(tokenizer([("r", "e")]), llama2(), "?", "re", "?", "err") == [
+    assert aligned(exact_tokenizer([("r", "e")]), llama2(), "?", "re", "?", "err") == [
         ("re", "r"),
         ("<|im_end|>", "</s>"),
         ("e", "e"),
@@ -112,7 +96,7 @@ def test_every_answer_has_its_own_places():
 
 def test_an_end_that_one_of_them_does_not_write_has_no_partner():
     never_ends = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
-    found = aligned(tokenizer(), tokenizer(chat_template=never_ends, eos="</s>"), "?", "red")
+    found = aligned(exact_tokenizer(), exact_tokenizer(chat_template=never_ends, eos="</s>"), "?", "red")
     assert found == [("r", "r"), ("e", "e"), ("d", "d")]
 
 
@@ -121,7 +105,7 @@ def test_an_answer_that_a_template_changes_has_no_partner():
         "{{ message['content'] + '<|im_end|>' }}{% endgen",
         "{{ message['content'] | replace('~', '') + '<|im_end|>' }}{% endgen",
     )
-    found = aligned(tokenizer(), tokenizer(chat_template=cleaning), "?", "r~e", "?", "d")
+    found = aligned(exact_tokenizer(), exact_tokenizer(chat_template=cleaning), "?", "r~e", "?", "d")
     assert found == [("d", "d"), ("<|im_end|>", "<|im_end|>")]
 
 
@@ -137,9 +121,9 @@ def test_the_same_tokenizer_pairs_everything(kind):
 
 def test_a_cut_row_is_aligned_as_far_as_it_goes():
     record = make_record("?", "red is é")
-    whole = Template.of("chat", tokenizer()).encode(record, 3)
+    whole = Template.of("chat", exact_tokenizer()).encode(record, 3)
     first = int((whole.labels != IGNORED).nonzero()[0])
-    cut = Template.of("chat", tokenizer()).encode(record, 3, first + 4)
+    cut = Template.of("chat", exact_tokenizer()).encode(record, 3, first + 4)
     theirs = Template.of("chat", llama2(ACROSS_WORDS)).encode(record, 3)
     found = pairs(cut, theirs)
     assert found[:, 0].tolist() == [first, first + 2]
@@ -163,7 +147,7 @@ def stage_data(file: Path, view: TeacherView | None, on_bad_row: Literal["fatal"
     source = read(SourceSpec(path=str(file), images=str(file.parent / "pictures")), "talk")
     return StageData(
         [source],
-        tokenizer(),
+        exact_tokenizer(),
         placeholders=4,
         visual=(True,) * 4,
         pictures=PictureSpec(),
@@ -185,7 +169,7 @@ def test_a_batch_brings_the_teachers_rows_in_the_order_of_its_own(sources):
     teacher = batch.teacher
     assert teacher is not None and batch.paired is not None
     assert teacher.samples == 3
-    ours = tokenizer().convert_ids_to_tokens(batch.response_targets[batch.paired].tolist())
+    ours = exact_tokenizer().convert_ids_to_tokens(batch.response_targets[batch.paired].tolist())
     theirs = llama2(ACROSS_WORDS).convert_ids_to_tokens(teacher.response_targets.tolist())
     assert list(zip(ours, theirs, strict=True)) == [
         *[("r", "re"), ("d", "dĠi"), ("s", "s"), ("Ġ", "ĠÃ"), ("<|im_end|>", "</s>")],

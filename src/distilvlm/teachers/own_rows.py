@@ -57,8 +57,8 @@ def grid(layout: VisionLayout, whose: str) -> tuple[int, int]:
     side, visual = layout.size // layout.patch, sum(layout.visual)
     if side * side != visual:
         raise TeacherError(
-            f"a picture of {side} × {side} patches is {visual} visual tokens to the {whose} (select '{layout.select}'), which "
-            "can't be interpolated: set its vision.select to patches"
+            f"a picture of {side} × {side} patches is {visual} visual tokens to the {whose} "
+            f"(select '{layout.select}'), which can't be interpolated: set its vision.select to patches"
         )
     return side, side
 
