@@ -43,7 +43,8 @@ def teaching(recipe: Recipe, student: VLM | None = None, rank: int = 0, world: i
 
 def filled(recipe: Recipe, student: VLM | None = None) -> Teaching:
     found = teaching(recipe, student)
-    found.fill(lambda: None)
+    found.share()
+    found.measure()
     return found
 
 

@@ -61,24 +61,20 @@ class Teaching:
         self.cache.require_room(found)
         return found
 
-    def fill(self, wait: Callable[[], None], progress: Callable[[int, int], object] | None = None) -> None:
-        """Compute this process's share of what is missing; the teacher leaves memory behind it.
+    def share(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """Compute this process's share of what is missing.
 
         Args:
-            wait: returns when every process has called it.
             progress: called with what is done, and its total.
 
         Raises:
             DataError: a record can't be loaded.
-            TeacherError: another run fills the same cache, and is not done.
         """
         self.cache.fill(self.asked, self.rank, self.world, progress)
-        wait()
-        self.cache.require(self.asked)
-        if self.rank == 0:
-            measure(self.cache, self.asked, self.recipe.machine.micro_batch)
-        wait()
-        self.cache.release()
+
+    def measure(self) -> None:
+        """See how near to a local teacher what is kept is, when everything is."""
+        measure(self.cache, self.asked, self.recipe.machine.micro_batch)
 
     def told(self) -> list[str]:
         """How near to a local teacher's losses what is kept is, for people."""
@@ -108,14 +104,19 @@ def described(expense: TeacherExpense, world: int) -> str:
 
 def fill_before_run(recipe: Recipe, student: VLM, data: Mapping[str, StageData], accelerator: Accelerator) -> None:
     """Fill what is missing when a run begins, or is continued; the teacher is in memory only as long as that takes.
-    Errors as `Teaching`."""
+    Errors as `Teaching`, and TeacherError where another run fills the same cache and is not done."""
     rank, world, wait = accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone
     teaching = Teaching(recipe, student, data, accelerator.device, rank, world)
     wait()  # nobody writes before everybody has seen what is missing
     if not teaching.complete:
         if accelerator.is_main_process:
             logger.info("%s", described(teaching.expense(), world))
-        teaching.fill(wait, _log() if accelerator.is_main_process else None)
+        teaching.share(_log() if accelerator.is_main_process else None)
+        wait()
+        teaching.cache.require(teaching.asked)
+        if accelerator.is_main_process:
+            teaching.measure()
+        wait()
     teaching.cache.release()
     if accelerator.is_main_process:
         for line in teaching.told():

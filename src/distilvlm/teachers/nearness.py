@@ -22,12 +22,13 @@ from .reduced import rest_bound
 
 
 def measure(cache: TeacherCache, asked: Asked, micro_batch: int) -> None:
-    """Note the largest difference, in nats, between log-probabilities that hidden rows from the cache give, and those of
-    a local teacher that sees records from all over the data in one micro-batch."""
+    """Note the largest difference, in nats, between log-probabilities that hidden rows from the cache give and those of
+    a local teacher, which sees records from all over the data in one micro-batch."""
     if cache.keep.responses != "hidden":
         return
     every = list(dict.fromkeys(asked.records.values()))
-    records = [every[place * len(every) // micro_batch] for place in range(min(micro_batch, len(every)))]
+    count = min(micro_batch, len(every))
+    records = [every[place * len(every) // count] for place in range(count)]
     teacher = cache.teacher()
     batch = collate([record.data[0, record.index] for record in records]).to(cache.student_device)
     rows = batch.response_rows
