@@ -15,7 +15,7 @@ from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import Parameters, named
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
-from distilvlm.teachers import CachedTeacher, LocalTeacher
+from distilvlm.teachers import Teacher
 from distilvlm.teachers.encoders import Look, Shape
 from distilvlm.train import objective_of
 
@@ -37,7 +37,7 @@ def check(
     recipe: Recipe,
     stage: StageSpec,
     student: VLM | Encoder,
-    teacher: LocalTeacher | CachedTeacher | None,
+    teacher: Teacher | None,
     data: StageData,
     shapes: Mapping[str, Shape],
     look: Look | None,
@@ -61,7 +61,7 @@ def _of_language(
     recipe: Recipe,
     stage: StageSpec,
     student: VLM,
-    teacher: LocalTeacher | CachedTeacher | None,
+    teacher: Teacher | None,
     data: StageData,
     leaves: Mapping[str, Parameters],
     reach: dict[str, dict[str, float]],

@@ -15,7 +15,7 @@ from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.batches import check_batches
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.section import Section
-from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_rows
+from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_prompted, check_rows
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
 
 
@@ -413,6 +413,7 @@ class Recipe(Section):
         check_encoders(self)
         check_rows(self)
         check_kept(self)
+        check_prompted(self)
         check_batches(self)
         return self
 

@@ -100,3 +100,23 @@ def check_kept(recipe: Recipe) -> None:
                 f"stage '{stage.name}': reference: [unshifted_mask] compares rows behind the answers', which a cached "
                 "teacher does not keep: leave it out, or set teacher.kind: local"
             )
+
+
+def check_prompted(recipe: Recipe) -> None:
+    """A teacher that says only what is likely behind a prompt, and what can be learned from that. Raises ValueError."""
+    teacher = recipe.teacher
+    if teacher is None or teacher.kind != "remote" or teacher.remote is None or teacher.remote.protocol != "openai":
+        return
+    for stage in recipe.stages:
+        asked = [name for name in ("visual", "relation", "preference") if getattr(stage.loss, name)]
+        if asked:
+            raise ValueError(
+                f"stage '{stage.name}' has loss.{asked[0]}, which needs hidden rows, and a teacher behind "
+                "teacher.remote.protocol: openai gives log-probabilities of response rows alone: serve it with "
+                "`distilvlm teach` (protocol: distilvlm), set teacher.kind to local or cached, or the weight to 0"
+            )
+        if stage.loss.response and "unshifted_mask" in stage.reference:
+            raise ValueError(
+                f"stage '{stage.name}': reference: [unshifted_mask] compares rows behind the answers', which a teacher "
+                "behind teacher.remote.protocol: openai is not asked about: leave it out, or use protocol: distilvlm"
+            )

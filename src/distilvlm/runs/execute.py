@@ -21,8 +21,9 @@ from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe, read_dump
-from distilvlm.teachers import CachedTeacher, LocalTeacher
+from distilvlm.teachers import LocalTeacher, Teacher
 from distilvlm.teachers.build import open_teacher
+from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
 
 from . import about
 from .console import CONSOLE, reporter
@@ -96,7 +97,7 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     console = reporter(CONSOLE if accelerator.is_main_process else None)
     stages = [StageRun(recipe, i, student, place, accelerator, console) for i in range(len(recipe.stages))]
     left = [run_of_stage for run_of_stage in stages if not run_of_stage.finished]
-    teacher: LocalTeacher | CachedTeacher | None = None
+    teacher: Teacher | None = None
     if recipe.teacher is not None and recipe.teacher.own_rows and any(one.stage.loss.compares for one in left):
         # The data is read with its tokens, too.
         teacher = open_teacher(recipe, _with_language(student), accelerator.device)
@@ -111,6 +112,8 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.
         preferences = any(run_of_stage.stage.loss.preference for run_of_stage in left)
         teacher = open_teacher(recipe, _with_language(student), accelerator.device, preferences)
+    if accelerator.is_main_process and isinstance(teacher, (RemoteTeacher, PromptedTeacher)):
+        place.claim_teacher(teacher.identity)
     standardise(recipe, student.vlm.model, encoders, place, accelerator)
     student.vlm.to(accelerator.device)
     if accelerator.is_main_process:
@@ -133,7 +136,7 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
             if run_of_stage.stage.loss.needs_teacher and teacher is None:
                 teacher = open_teacher(recipe, _with_language(student), accelerator.device, preferences)
             if preferences:
-                assert isinstance(teacher, LocalTeacher)
+                assert isinstance(teacher, (LocalTeacher, RemoteTeacher))  # the schema refuses others
                 run_of_stage.consult(teacher)
                 teacher = None  # what it thinks of the answers is kept
             if not any(one.stage.loss.encoder for one in left[left.index(run_of_stage) :]):

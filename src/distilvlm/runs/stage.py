@@ -24,6 +24,7 @@ from distilvlm.models.files import directory_whole, remove, verify
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher, References, Teacher
+from distilvlm.teachers.remote import RemoteTeacher
 from distilvlm.train import Loop, NonFiniteError, Task, Update, objective_of
 from distilvlm.train.encoders import Comparison
 from distilvlm.train.optim import adamw
@@ -77,7 +78,7 @@ class StageRun:
         """Bring the student to where this finished stage left it."""
         self.student.replay(self.stage, self.final)
 
-    def consult(self, teacher: LocalTeacher) -> None:
+    def consult(self, teacher: LocalTeacher | RemoteTeacher) -> None:
         """Ask the teacher for all that a preference stage needs of it, which is not needed any more after that."""
         material = self._material()
         data, order = material.data, material.order

@@ -13,6 +13,7 @@ from torch import Tensor
 from distilvlm.data.alignment import TeacherView
 from distilvlm.data.batch import Batch
 from distilvlm.losses.sparse import Sparse
+from distilvlm.models.vlm import VLM
 
 
 class TeacherError(ValueError):
@@ -47,6 +48,12 @@ class Teacher(Protocol):
     def head(self) -> Tensor | None:
         """The output head, [vocab_teacher, d_teacher]; it never changes. None of a teacher that gives no hidden
         rows."""
+        ...
+
+    @property
+    def vlm(self) -> VLM | None:
+        """The model, as far as it is here: of one that is cached or elsewhere its outline without weights; None where
+        not even its files are here."""
         ...
 
     @property

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distilvlm.data.batch import Batch
 from distilvlm.models import forward
+from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.recipe import TeacherSpec
 
@@ -73,6 +74,11 @@ class LocalTeacher:
     @property
     def head(self) -> Tensor:
         return forward.head_weight(self.vlm.model)  # [vocab_teacher, d_teacher]
+
+    @property
+    def identity(self) -> str:
+        """The hash of its weights."""
+        return fingerprint(self.vlm.model)
 
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
         batch = batch.to(self.device)

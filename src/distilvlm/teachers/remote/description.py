@@ -92,6 +92,17 @@ class Description:
                 f"teacher.precision to {self.precision}, or start the server with --precision {wanted}"
             )
 
+    def require_model(self, outline: VLM, url: str) -> None:
+        """Raises `TeacherError` where the recipe names a model of another form. Weights can't be told without them."""
+        vocabulary, width = forward.head_weight(outline.model).shape
+        named = {"vocabulary": vocabulary, "width": width, "layout": outline.layout}
+        for name, value in named.items():
+            if getattr(self, name) != value:
+                raise TeacherError(
+                    f"the recipe's teacher has {name} {value}, and the model at {url} {getattr(self, name)}: name the "
+                    "model that is served, or serve the one that is named"
+                )
+
     def require_same(self, before: Description, url: str) -> None:
         """Raises `TeacherError` where the server is not what it was before an outage."""
         differing = [

@@ -31,6 +31,7 @@ class RemoteTeacher:
         spec: of the recipe, with `remote`.
         student: the student it teaches; the two must share a tokenizer and the number of visual tokens.
         student_device: where targets are brought.
+        outline: the model that the recipe names, without weights, where its files are here.
 
     Raises:
         TeacherError: the server is away for longer than a run waits, refuses the key, or holds a model that cannot
@@ -41,14 +42,18 @@ class RemoteTeacher:
     shares_vision = False
     view = None
 
-    def __init__(self, spec: TeacherSpec, student: VLM, student_device: torch.device) -> None:
+    def __init__(
+        self, spec: TeacherSpec, student: VLM, student_device: torch.device, outline: VLM | None = None
+    ) -> None:
         assert spec.remote is not None  # the schema's rule
-        self.student_device = student_device
+        self.student_device, self.vlm = student_device, outline
         self._described: Description | None = None
         self._connection = Connection(spec.remote, self._greet)
         self._url = self._connection.url
         self.name, self.description = Description.read(self._ask(Ask("/v1/models")), self._url)
         self.description.require_precision(spec.precision, self._url)
+        if outline is not None:
+            self.description.require_model(outline, self._url)
         self._require_fits(student)
         self.head = self._fetch_head()  # [vocab_teacher, d_teacher]
         logger.info("teacher %s at %s: %s, weights in %s", self.name, self._url, self.identity, spec.precision)

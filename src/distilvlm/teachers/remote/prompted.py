@@ -39,6 +39,7 @@ class PromptedTeacher:
         spec: of the recipe, with `remote`.
         student: the student it teaches.
         student_device: where targets are brought.
+        outline: the model that the recipe names, without weights, where its files are here.
 
     Raises:
         TeacherError: the server is away for longer than a run waits, refuses the key, or has no such model.
@@ -49,11 +50,13 @@ class PromptedTeacher:
     head = None
     view = None
 
-    def __init__(self, spec: TeacherSpec, student: VLM, student_device: torch.device) -> None:
+    def __init__(
+        self, spec: TeacherSpec, student: VLM, student_device: torch.device, outline: VLM | None = None
+    ) -> None:
         assert spec.remote is not None  # the schema's rule
         if student.tokenizer is None:
             raise TeacherError("a student without its tokenizer can't be compared with a teacher's tokens")
-        self.student_device = student_device
+        self.student_device, self.vlm = student_device, outline
         self._wanted, self._top_k = spec.remote.model, spec.remote.top_k
         self._tokenizer: Any = student.tokenizer
         self._image_id = student.image_id
@@ -66,13 +69,15 @@ class PromptedTeacher:
         self._connection = Connection(spec.remote, self._greet)
         self._url = self._connection.url
         self._connection.ask([])
-        logger.info("teacher %s: the %d likeliest ids of each response position", self.identity, self._top_k)
+        logger.info(
+            "teacher %s at %s: the %d likeliest ids of each response row", self.identity, self._url, self._top_k
+        )
 
     @property
     def identity(self) -> str:
         """What tells this teacher from other ones, as far as its server says it."""
         assert self._model is not None  # __init__ has greeted
-        return f"{self._model['id']} ({self._model.get('root') or 'unknown origin'}) at {self._url}"
+        return f"{self._name} ({self._model.get('root') or 'unknown origin'})"
 
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
         """What the server knows of the batch's response rows; `rows` and `features` are of no use to it.
@@ -80,7 +85,6 @@ class PromptedTeacher:
         Raises:
             TeacherError: the server reads a prompt as other tokens, or speaks of other positions.
         """
-        batch, _ = batch.unpacked(rows)
         batch, _ = batch.unpacked(batch.response_rows)  # a prompt is one sample
         wanted = batch.response_rows // batch.length  # [responses] the sample of each
         samples = wanted.unique().tolist()
