@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distilvlm.data.alignment import TeacherView
-from distilvlm.models.compose import build
 from distilvlm.models.vlm import VLM, VisionLayout
-from distilvlm.recipe import Recipe, TeacherSpec
+from distilvlm.recipe import TeacherSpec
 
 from .interface import TeacherError
 
@@ -21,18 +20,6 @@ def view(spec: TeacherSpec, teacher: VLM, student: VLM) -> TeacherView | None:
     if tokenizer is None or not (spec.tokens == "aligned" or others):
         return None
     return TeacherView(tokenizer, teacher.layout.placeholders, teacher.layout.visual, teacher.layout.size)
-
-
-def planned_view(recipe: Recipe, student: VLM) -> TeacherView | None:
-    """`view` of a recipe's teacher, which is built without weights if it is needed for that.
-
-    Raises:
-        NotHere, ValueError: as `models.compose.build`.
-    """
-    spec = recipe.teacher
-    if spec is None or not spec.own_rows:
-        return None
-    return view(spec, build(spec, recipe.seed, meta=True), student)
 
 
 def require_comparable_pictures(spec: TeacherSpec, teacher: VisionLayout, student: VisionLayout) -> None:
