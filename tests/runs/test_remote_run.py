@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from distilvlm.models.compose import build
 from distilvlm.models.vlm import VLM
@@ -18,6 +20,8 @@ from distilvlm.recipe import RecipeError, load_recipe
 from distilvlm.runs.directory import RunError
 from distilvlm.runs.events import read_events
 from distilvlm.runs.execute import run
+from distilvlm.runs.plan import plan
+from distilvlm.runs.plan_table import print_plan
 from distilvlm.teachers import TeacherError
 from distilvlm.teachers.remote import connection
 from tests.teachers.remote_servers import Completions, Teaching, serving
@@ -25,6 +29,9 @@ from tests.teachers.remote_servers import Completions, Teaching, serving
 from .conftest import weights
 from .tiny import write_recipe
 from .tiny_mod import write_mod_recipe
+
+HEADER = 500
+"""Bytes of a request that say what tensors follow: nothing beside pictures of a real size."""
 
 TERMS = {"text": 1.0, "response": 1.0, "visual": 1.0, "relation": 0.5}
 
@@ -92,11 +99,41 @@ def at_question(server: Teaching, number: int, act: Callable[[], None]) -> None:
     server.server.hidden = hidden  # pyright: ignore
 
 
-def test_losses_and_weights_are_those_of_a_local_teacher(
+def test_losses_weights_and_bytes_are_as_they_should_be(
     recipe: Path, undisturbed: Path, running: Teaching, tmp_path: Path
 ) -> None:
+    """Losses and weights are a local teacher's; bytes are as planned without the server."""
+    answer, sizes = running.server.hidden, list[tuple[int, int]]()
+
+    def hidden(body: bytes, products: str) -> bytes:
+        reply = answer(body, products)
+        sizes.append((len(body), len(reply)))
+        return reply
+
+    running.server.hidden = hidden  # pyright: ignore
     run(recipe, elsewhere(running.url), tmp_path / "run")
     assert_same(tmp_path / "run", undisturbed)
+    planned = plan(recipe, elsewhere("http://127.0.0.1:1")).stages[0].network
+    assert planned is not None and planned.received is not None
+    sizes = sizes[-8:]  # of four updates of two micro-batches; before them, the doctor asked
+    sent, received = (sum(size) / 4 for size in zip(*sizes, strict=True))
+    assert planned.sent == pytest.approx(sent - 2 * HEADER, rel=0.15)
+    assert planned.received == pytest.approx(received, rel=0.15)
+    assert planned.once == running.vlm.embedding_rows * 24 * 4
+
+
+def test_a_plan_needs_neither_server_nor_model(recipe: Path) -> None:
+    unknown = {"teacher.vision": None, "teacher.language": None, "teacher.from": "/nowhere/model"}
+    planned = plan(recipe, elsewhere("http://127.0.0.1:1") | unknown).stages[0].network
+    assert planned is not None and planned.sent > 0 and planned.received is None
+    prompted = {"stages.0.loss": {"visual": 0.0, "relation": 0.0}}
+    resolved = plan(recipe, elsewhere("http://127.0.0.1:1", protocol="openai", top_k=5) | prompted)
+    few = resolved.stages[0].network
+    many = plan(recipe, elsewhere("http://127.0.0.1:1", protocol="openai", top_k=11) | prompted).stages[0].network
+    assert few is not None and many is not None and many.received == 2 * (few.received or 0)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    print_plan(resolved, console)
+    assert "dft: over the network per update " in console.export_text()
 
 
 def test_a_server_that_dies_in_the_middle_costs_only_time(
