@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from distilvlm.losses import Objective, Outcome, linear_distillation
+from distilvlm.losses import Objective, Outcome, Targets, linear_distillation
 from distilvlm.losses.divergences import forward_kl
 from tests.golden_cases import Reading
 from tests.golden_llava_kd import TrainerCase
@@ -97,8 +97,11 @@ def _through_objective(student: Tensor, teacher: Tensor, labels: Tensor) -> tupl
 def loss_of(objective: Objective, this: TrainerCase, rows: Tensor, *models: Tensor | None, **more: object) -> Outcome:
     """`models`: hidden states of the rows and head, of the student and of the teacher."""
     weights = torch.ones(this.samples)
+    student, head, *teacher = models
     return objective(
-        *models,  # type: ignore[arg-type]
+        student,  # type: ignore[arg-type]
+        head,  # type: ignore[arg-type]
+        Targets(*teacher),
         rows=rows,
         length=this.length,
         response_rows=this.response_rows,

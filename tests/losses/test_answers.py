@@ -48,7 +48,6 @@ class World:
             self.hidden.flatten(0, 1)[rows],
             self.head,
             None,
-            None,
             rows=rows,
             length=LENGTH,
             response_rows=response,
@@ -248,6 +247,6 @@ def test_a_preference_stage_says_what_it_needs_and_refuses_to_go_without(world: 
     rows = torch.tensor([2, 3])
     with pytest.raises(ValueError, match="needs roles and reference log-probabilities"):
         objective(
-            world.hidden.flatten(0, 1)[rows], world.head, None, None, rows, LENGTH, rows, rows, rows[:0],
+            world.hidden.flatten(0, 1)[rows], world.head, None, rows, LENGTH, rows, rows, rows[:0],
             torch.ones(2), 1,
         )  # fmt: skip

@@ -102,7 +102,6 @@ def term(
             torch.zeros(samples, 3, dtype=torch.float64),
             torch.zeros(5, 3, dtype=torch.float64),
             None,
-            None,
             rows=rows,
             length=LENGTH,
             response_rows=rows,

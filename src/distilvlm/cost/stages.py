@@ -222,7 +222,7 @@ class _Stage:
         # What encoders cost is counted apart.
         self.objective = replace(objective_of(self.spec), encoder=0.0, expert_balance=0.0)
         self.encoders, self.taught = encoders, Teaching()
-        self.needs_teacher = "teacher.hidden" in self.objective.needs
+        self.needs_teacher = self.spec.loss.compares
         self.teacher = teacher if self.needs_teacher else None
         self.reference = teacher if self.spec.loss.preference else None  # looks at the records before the stage
         self.members = trained(student.model, self.spec.train)

@@ -16,6 +16,7 @@ from distilvlm.data import Batch
 from distilvlm.losses import gram
 from distilvlm.losses.answers import Answers, Preferences
 from distilvlm.losses.objective import Objective
+from distilvlm.losses.targets import Targets
 from distilvlm.models import forward, routing
 from distilvlm.models.routing import Routing
 from distilvlm.models.vlm import VLM
@@ -97,8 +98,7 @@ class Step:
         return self.objective(
             student_hidden=hidden,
             student_head=head,
-            teacher_hidden=targets,
-            teacher_head=None if self.teacher is None else forward.head_weight(self.teacher.model),
+            targets=None if self.teacher is None else Targets(targets, forward.head_weight(self.teacher.model)),
             rows=self.rows,
             length=batch.length,
             response_rows=batch.response_rows,

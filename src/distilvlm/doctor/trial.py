@@ -185,7 +185,7 @@ class _Trial:
         return replace(self.batch, reference=self._answers(targets)) if self.objective.preference else self.batch
 
     def _values(self, targets: Targets) -> dict[str, float]:
-        task = Task(self.student, self.objective, targets.head).eval()
+        task = Task(self.student, self.objective, targets.head, teacher_ids=targets.ids).eval()
         with torch.no_grad():
             terms = task(self._referred(targets), self.features, targets, self.rows, self.samples)["terms"]
         return {name: float(value) for name, value in terms.items()}
@@ -212,7 +212,7 @@ class _Trial:
         given = targets
         if targets.hidden is not None and targets.responses is None:  # else they are of visual rows alone
             given = replace(targets, hidden=targets.hidden[torch.searchsorted(self.rows, rows)])
-        task = Task(self.student, alone, given.head if alone.relation else None).eval()
+        task = Task(self.student, alone, given.head, teacher_ids=given.ids).eval()
         loss: Tensor = task(self._referred(targets), self.features, given, rows, self.samples)["loss"]
         return norms(self.student.trees, self.parts, loss)
 

@@ -15,7 +15,8 @@ What vision encoders teach, and the balance of a vision tower's experts, are mea
 (encoder.py); a sample without pictures adds 0. A stage of nothing else needs no language model: `of_pictures`.
 
 A teacher of other tokens has a partner for some of the response rows only, and KL_i(𝓡) is the mean over those; one that
-sees a picture as other tokens gives its visual rows apart.
+sees a picture as other tokens gives its visual rows apart. Of one of which only some probabilities are known, response
+rows are compared over these (sparse.py).
 
 `reference` names where LLaVA-MoD's code is to be reproduced instead (recipe/schema.py, `Departure`).
 """
@@ -39,6 +40,7 @@ from distilvlm.losses.encoder import PRESETS, Comparing, Pictures, encoder_term,
 from distilvlm.losses.linear import linear_distillation
 from distilvlm.losses.relation import accumulation, relation_distance, relation_matrix
 from distilvlm.losses.row_order import IGNORED
+from distilvlm.losses.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be given to a call beside 'student.hidden': 'teacher.hidden' where a term compares with a teacher,
-        'reference.logps' for preferences, 'router.probabilities' for the balance of experts, 'vision.pairs' and
-        'vision.probabilities' for terms of pictures. A stage of pictures alone needs no 'student.hidden'."""
+        """What must be given to a call beside 'student.hidden': 'teacher.responses', 'teacher.visual' and
+        'teacher.relation' for the terms that compare with a teacher, 'reference.logps' for preferences,
+        'router.probabilities' for the balance of experts, 'vision.pairs' and 'vision.probabilities' for terms of
+        pictures. A stage of pictures alone needs no 'student.hidden'."""
         found = {"student.hidden"} if self.of_language else set[str]()
-        if self.response or self.visual or self.relation:
-            found.add("teacher.hidden")
+        compared = {"responses": self.response, "visual": self.visual, "relation": self.relation}
+        found |= {f"teacher.{name}" for name, weight in compared.items() if weight}
         if self.preference:
             found.add("reference.logps")
         if self.balance:
@@ -121,8 +124,7 @@ class Objective:
         self,
         student_hidden: Tensor,
         student_head: Tensor,
-        teacher_hidden: Tensor | None,
-        teacher_head: Tensor | None,
+        targets: Targets | None,
         rows: Tensor,
         length: int,
         response_rows: Tensor,
@@ -137,12 +139,12 @@ class Objective:
         preferences: Preferences | None = None,
         pictures: Pictures | None = None,
         paired: Tensor | None = None,
-        teacher_visual: Tensor | None = None,
     ) -> Outcome:
         """The loss of one micro-batch.
 
-        student_hidden, teacher_hidden: [rows, d], final-normed hidden states of exactly the flat `rows`, which
+        student_hidden: [rows, d], final-normed hidden states of exactly the flat `rows`, which
             `self.rows(response_rows, visual_rows)` gave; `length` is the number of positions per sample.
+        targets: the teacher's side of these rows.
         response_rows, response_targets, visual_rows: as in Batch. sample_weights: [samples], 0 for a stand-in.
         samples_in_update: samples of the whole update, over all micro-batches and processes.
         student_gram, teacher_gram: `gram(head[:common])` of heads that are frozen. Without the student's, its relation
@@ -151,8 +153,6 @@ class Objective:
         preferences: for a preference stage, whose `samples_in_update` counts records.
         pictures: for the encoder term and the balance of a tower's experts; None for a micro-batch without pictures.
         paired: [responses] bool, response rows that have a partner in the teacher's; None: all.
-        teacher_visual: [pictures, visual_teacher, d_teacher], the teacher's visual rows of each picture where they are
-            not those of `teacher_hidden`; as many as the student's, or to be assigned.
 
         Raises `ValueError` when a term needs something that is not given.
         """
@@ -165,8 +165,7 @@ class Objective:
             outcome = self._compare(
                 student_hidden,
                 student_head,
-                teacher_hidden,
-                teacher_head,
+                targets,
                 rows,
                 length,
                 response_rows,
@@ -177,7 +176,6 @@ class Objective:
                 student_gram,
                 teacher_gram,
                 paired,
-                teacher_visual,
             )
         if pictures is not None:
             seen = self.of_pictures(pictures, sample_weights, samples_in_update)
@@ -250,8 +248,7 @@ class Objective:
         self,
         student_hidden: Tensor,
         student_head: Tensor,
-        teacher_hidden: Tensor | None,
-        teacher_head: Tensor | None,
+        targets: Targets | None,
         rows: Tensor,
         length: int,
         response_rows: Tensor,
@@ -262,12 +259,8 @@ class Objective:
         student_gram: Tensor | None,
         teacher_gram: Tensor | None,
         paired: Tensor | None,
-        teacher_visual: Tensor | None,
     ) -> Outcome:
-        if "teacher.hidden" in self.needs and (teacher_hidden is None or teacher_head is None):
-            raise ValueError(
-                "the response, visual and relation terms compare with a teacher: give its hidden states and head"
-            )
+        self._require(targets, rows)
         precision = accumulation(student_hidden, student_head)
         sample_weights = sample_weights.to(precision)
         of_tokens = "token_mean" in self.reference
@@ -285,30 +278,35 @@ class Objective:
         labels = torch.full_like(rows, IGNORED)
         if self.text or self.response:
             labels[text.places] = response_targets
-        ids = (0, 0)
-        if teacher_hidden is not None and teacher_head is not None:
-            ids = compared_ids(self.divergence, student_head.shape[0], teacher_head.shape[0])
-            if teacher_visual is not None and visual.places.numel():
-                # The last position of a picture may be compared as an answer's, too, and is then another row of the
-                # teacher's: visual rows stand once more behind the others.
-                ours = student_hidden[visual.places]
-                theirs = self._taught(ours, student_head, teacher_visual, teacher_head, ids[0])
-                student_hidden = torch.cat([student_hidden, ours])
-                teacher_hidden = torch.cat([teacher_hidden, theirs.to(teacher_hidden.dtype)])
-                labels = torch.cat([labels, torch.full_like(visual.places, IGNORED)])
-                text, response, visual = text.before(visual), response.before(visual), visual.behind()
+        targets = targets or Targets(None, None)
+        ids = compared_ids(self.divergence, student_head.shape[0], targets.ids or student_head.shape[0])
+        teacher_hidden, sparse = targets.hidden, targets.responses if self.response else None
+        if visual.places.numel() and (targets.visual is not None or targets.responses is not None):
+            # The last position of a picture may be compared as an answer's, too, and is then another row of the
+            # teacher's: visual rows stand once more behind the others.
+            ours = student_hidden[visual.places]
+            teacher_hidden = self._behind(targets, ours, student_head, ids[0], rows.numel())
+            student_hidden = torch.cat([student_hidden, ours])
+            labels = torch.cat([labels, torch.full_like(visual.places, IGNORED)])
+            text, response, visual = text.before(visual), response.before(visual), visual.behind()
+        elif sparse is not None:
+            teacher_hidden = None  # it is of visual rows, of which there are none
         related, related_weights = visual.samples() if self.relation else ([], [])
+        matrices = None if targets.relations is None else self._matrices(targets.relations, visual)
         distilled = linear_distillation(
             student_hidden,
             student_head,
             teacher_hidden,
-            teacher_head,
+            targets.head,
             labels,
             text_weight=text.spread * (self.text / samples_in_update),
             divergence_weight=(response.spread * self.response + visual.spread * self.visual) / samples_in_update,
             divergence=self.divergence,
             temperature=self.temperature,
             relation_rows=related if student_gram is None else (),
+            sparse=sparse,
+            sparse_rows=None if sparse is None else response.places,
+            teacher_ids=targets.ids,
         )
         loss = distilled.loss
         terms: dict[str, Tensor] = {}
@@ -320,7 +318,7 @@ class Objective:
             if weight:
                 # Not a matrix product: autocast would round the rows' values to bf16.
                 terms[name] = (per_row * mean.spread).sum() / samples_in_update
-        if self.relation and teacher_hidden is not None and teacher_head is not None:
+        if self.relation:
             total = loss.new_zeros(())
             for index, (places, weight) in enumerate(zip(related, related_weights, strict=True)):
                 if student_gram is None:
@@ -328,12 +326,54 @@ class Objective:
                 else:
                     student = relation_matrix(student_hidden[places], student_head, ids[0], student_gram)
                 with torch.no_grad():
-                    teacher = relation_matrix(teacher_hidden[places], teacher_head, ids[1], teacher_gram)
+                    if matrices is not None:
+                        teacher = matrices[index]
+                    else:
+                        assert teacher_hidden is not None and targets.head is not None  # else it was refused
+                        teacher = relation_matrix(teacher_hidden[places], targets.head, ids[1], teacher_gram)
                 total = total + weight * relation_distance(student, teacher)
             total = total / samples_in_update
             loss = loss + self.relation * total
             terms["relation"] = total.detach()
         return Outcome(loss, terms)
+
+    def _require(self, targets: Targets | None, rows: Tensor) -> None:
+        """Raises `ValueError` where the teacher's side lacks what a term compares with."""
+        met = frozenset[str]() if targets is None else targets.meets
+        lacking = sorted(need for need in self.needs - met if need.startswith("teacher."))
+        if lacking and rows.numel():
+            raise ValueError(
+                f"the response, visual and relation terms compare with a teacher, and {', '.join(lacking)} are not "
+                "given: give its hidden states and head, or what stands for them (targets.py)"
+            )
+        sparse = targets is not None and targets.responses is not None
+        if sparse and self.response and "unshifted_mask" in self.reference:
+            raise ValueError(
+                "unshifted_mask compares the rows behind the response rows, of which sparse targets know nothing"
+            )
+
+    def _behind(self, targets: Targets, ours: Tensor, student_head: Tensor, common: int, rows: int) -> Tensor | None:
+        """The teacher's hidden states where its visual rows stand behind the `rows` that the student has, too.
+
+        ours: the student's visual rows, [visual, d].
+        """
+        if targets.responses is not None:
+            if targets.hidden is None:
+                return None
+            return torch.cat([targets.hidden.new_zeros(rows, targets.hidden.shape[1]), targets.hidden])
+        assert targets.hidden is not None and targets.visual is not None and targets.head is not None
+        theirs = self._taught(ours, student_head, targets.visual, targets.head, common)
+        return torch.cat([targets.hidden, theirs.to(targets.hidden.dtype)])
+
+    def _matrices(self, given: Sequence[Tensor], visual: _Mean) -> list[Tensor]:
+        """Of the matrices of all samples with pictures, those of samples that count."""
+        counts: list[int] = torch.bincount(visual.owners, minlength=visual.weights.numel()).tolist()
+        weights = [weight for count, weight in zip(counts, visual.weights.tolist(), strict=True) if count]
+        if len(weights) != len(given):
+            raise ValueError(
+                f"{len(given)} relation matrices of the teacher's, for {len(weights)} samples with pictures"
+            )
+        return [matrix for matrix, weight in zip(given, weights, strict=True) if weight]
 
     def _taught(self, ours: Tensor, student_head: Tensor, theirs: Tensor, teacher_head: Tensor, common: int) -> Tensor:
         """The teacher's row of each visual row, [visual, d_teacher]."""

@@ -21,9 +21,10 @@ from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe, read_dump
-from distilvlm.teachers import LocalTeacher, Teacher
+from distilvlm.teachers import LocalTeacher, Teacher, require
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
+from distilvlm.train import objective_of
 
 from . import about
 from .console import CONSOLE, reporter
@@ -112,6 +113,9 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.
         preferences = any(run_of_stage.stage.loss.preference for run_of_stage in left)
         teacher = open_teacher(recipe, _with_language(student), accelerator.device, preferences)
+    for one in left:
+        if teacher is not None and one.stage.loss.compares:
+            require(teacher, objective_of(one.stage, recipe.teacher).needs, one.stage.name)
     if accelerator.is_main_process and isinstance(teacher, (RemoteTeacher, PromptedTeacher)):
         place.claim_teacher(teacher.identity)
     standardise(recipe, student.vlm.model, encoders, place, accelerator)

@@ -130,7 +130,8 @@ class StageRun:
 
         objective = objective_of(self.stage, self.recipe.teacher)
         comparison = None if encoders is None else Comparison(self.recipe, self.stage, self.student.shapes)
-        task = Task(vlm, objective, None if teacher is None else teacher.head, comparison)
+        theirs = None if teacher is None or teacher.vlm is None else forward.head_weight(teacher.vlm.model).shape[0]
+        task = Task(vlm, objective, None if teacher is None else teacher.head, comparison, theirs)
         loop = Loop(
             self.accelerator,
             task,

@@ -65,13 +65,14 @@ class CachedTeacher:
             for places, found in ((batch.response_rows, thought), (visual, seen)):
                 own = torch.isin(places, rows)
                 hidden[torch.searchsorted(rows, places[own])] = found[own]
-            return Targets(hidden, self.head, relations=relations)
+            return Targets(hidden, self.head, relations=relations, vocabulary=self.keeping.common)
         names = [name.removeprefix("answers.") for name in answers[0]] if answers else []
         kept = {
             name: self._joined([item[f"answers.{name}"] for item in answers], batch.response_rows) for name in names
         }
         responses = restored(kept) if kept else None
-        return Targets(seen if relations is None else None, self.head, responses, relations)
+        hidden = seen if relations is None else None
+        return Targets(hidden, self.head, responses, relations, vocabulary=self.keeping.common)
 
     def _read(self, batch: Batch, at: int, key: str) -> dict[str, Tensor]:
         row = batch.keys[at]

@@ -5,34 +5,19 @@ A teacher stands outside the wrapped task module: it has no gradient, and no eng
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Protocol
 
 from torch import Tensor
 
 from distilvlm.data.alignment import TeacherView
 from distilvlm.data.batch import Batch
-from distilvlm.losses.sparse import Sparse
+from distilvlm.losses.targets import Targets
 from distilvlm.models.vlm import VLM
 
 
 class TeacherError(ValueError):
     """This teacher cannot give what a stage needs; raised before the first step, with the fix."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The teacher's side of a batch, for the rows that were asked for, in their order.
-
-    Exact targets are hidden states and a head. Where a teacher knows only some probabilities of the response rows,
-    these are `responses`, and `hidden` is of the visual rows alone; it may then be missing where no term asks for them.
-    """
-
-    hidden: Tensor | None  # [rows, d_teacher], final-normed hidden states
-    head: Tensor | None  # [vocab_teacher, d_teacher]
-    responses: Sparse | None = None  # of the batch's response rows
-    relations: tuple[Tensor, ...] | None = None  # [visual, visual] of each sample with pictures, instead of visual rows
-    visual: Tensor | None = None  # [pictures, visual rows of one, d_teacher], where its rows are not the batch's
 
 
 class Teacher(Protocol):
@@ -69,3 +54,30 @@ class Teacher(Protocol):
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
         """Targets for the flat `rows` of `batch`; `features` are shared vision features, or None to compute its own."""
         ...
+
+
+TERMS = {"teacher.responses": "response", "teacher.visual": "visual", "teacher.relation": "relation"}
+"""What a stage may need of a teacher -> the loss term that needs it."""
+
+
+def require(teacher: Teacher, needs: Collection[str], stage: str) -> None:
+    """Refuse a teacher that cannot give what a stage needs.
+
+    Args:
+        needs: `Objective.needs` of the stage.
+        stage: its name.
+
+    Raises:
+        TeacherError: names the terms, and what can be done instead.
+    """
+    lacking = [term for need, term in TERMS.items() if need in needs and need not in teacher.provides]
+    if not lacking:
+        return
+    given = " and ".join(term for need, term in TERMS.items() if need in teacher.provides) or "no"
+    zeros = ", ".join(f"{term}: 0" for term in lacking)
+    raise TeacherError(
+        f"stage '{stage}' has loss.{' and loss.'.join(lacking)}, and its teacher gives targets of {given} terms only. "
+        f"Set {zeros} in stages.{stage}.loss, or let the teacher give hidden rows: in this process (teacher.kind: "
+        "local), from disk (kind: cached with keep: {responses: hidden, visual: hidden}), or from a server of "
+        "`distilvlm teach` (kind: remote, remote.protocol: distilvlm)"
+    )

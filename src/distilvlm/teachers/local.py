@@ -38,7 +38,7 @@ class LocalTeacher:
         TeacherError: the two cannot be compared row by row.
     """
 
-    provides = frozenset({"teacher.hidden"})
+    provides = frozenset({"teacher.responses", "teacher.visual", "teacher.relation"})
 
     def __init__(
         self,

@@ -51,8 +51,9 @@ class Task(nn.Module):
     Args:
         vlm: the student, with `requires_grad` already chosen for the stage.
         objective: the stage's loss terms.
-        teacher_head: the teacher's output head if a term needs it, [vocab_teacher, d_teacher].
+        teacher_head: the teacher's output head if a term needs it and it is here, [vocab_teacher, d_teacher].
         comparison: how the student is compared with encoders, where a term does so; its adapters are with the student.
+        teacher_ids: length of the teacher's vocabulary, where no head tells it; None: at least the student's.
 
     Raises:
         ValueError: the balance of experts is asked of a student without any.
@@ -64,6 +65,7 @@ class Task(nn.Module):
         objective: Objective,
         teacher_head: Tensor | None,
         comparison: Comparison | None = None,
+        teacher_ids: int | None = None,
     ) -> None:
         super().__init__()
         self.student = vlm.model
@@ -84,7 +86,7 @@ class Task(nn.Module):
             self._uncounted = torch.zeros(shape, dtype=torch.float64, device=self.student.device)
         self.teacher_gram: Tensor | None = None
         self.student_gram: Tensor | None = None
-        self._build_grams(teacher_head)
+        self._build_grams(teacher_head, teacher_ids)
         routers = routing.routers(self.student)
         self.top_k = {"routing": routers[0].top_k if routers else 0, "vision_routing": 1}  # experts that serve a token
         if objective.balance and not routers:
@@ -115,14 +117,16 @@ class Task(nn.Module):
             found += [p for router in routers for p in router.parameters()]
         return found
 
-    def _build_grams(self, teacher_head: Tensor | None) -> None:
+    def _build_grams(self, teacher_head: Tensor | None, teacher_ids: int | None) -> None:
         """Gram matrices of frozen heads, built once per stage (they make the relation loss cheap)."""
-        if teacher_head is None or not self.objective.relation or isinstance(self.student, Alone):
+        if not self.objective.relation or isinstance(self.student, Alone):
             return
         student_head = forward.head_weight(self.student)
-        ours, theirs = compared_ids(self.objective.divergence, student_head.shape[0], teacher_head.shape[0])
+        ids = teacher_ids or student_head.shape[0] if teacher_head is None else teacher_head.shape[0]
+        ours, theirs = compared_ids(self.objective.divergence, student_head.shape[0], ids)
         with torch.no_grad():
-            self.teacher_gram = gram(teacher_head[:theirs])
+            if teacher_head is not None:
+                self.teacher_gram = gram(teacher_head[:theirs])
             if not student_head.requires_grad:
                 self.student_gram = gram(student_head[:ours])
 
@@ -251,8 +255,7 @@ class Task(nn.Module):
         return self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
             student_head=forward.head_weight(self.student),
-            teacher_hidden=None if targets is None else targets.hidden,
-            teacher_head=None if targets is None else targets.head,
+            targets=targets,
             rows=rows,
             length=batch.length,
             response_rows=batch.response_rows,
@@ -267,7 +270,6 @@ class Task(nn.Module):
             preferences=_preferences(batch, agree) if self.objective.preference else None,
             pictures=pictures,
             paired=batch.paired,
-            teacher_visual=None if targets is None else targets.visual,
         )
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
