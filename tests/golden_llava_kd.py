@@ -113,7 +113,7 @@ class TrainerCase:
             student_head,
             Targets(teacher.flatten(0, 1)[rows], teacher_head),
             rows=rows,
-            length=self.length,
+            owners=rows // self.length,
             response_rows=self.response_rows,
             response_targets=self.response_targets,
             visual_rows=self.visual_rows,

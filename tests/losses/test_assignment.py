@@ -50,7 +50,7 @@ def test_a_shuffled_picture_is_put_back_and_teaches_nothing():
     theirs = torch.stack([rows[places] for rows, places in zip(others, order, strict=True)])
     objective = Objective(text=0.0, visual=1.0, relation=1.0, assign=True)
     outcome = objective(
-        *(student[visual], head, Targets(student[visual], head, visual=theirs), visual, 12),
+        *(student[visual], head, Targets(student[visual], head, visual=theirs), visual, visual // 12),
         *(visual[:0], visual[:0], visual, torch.ones(2), 2),
     )
     assert {name: round(float(value), 5) for name, value in outcome.terms.items()} == {"visual": 0.0, "relation": 0.0}

@@ -48,7 +48,7 @@ class World:
             self.student_head,
             Targets(teacher, self.teacher_head) if len(objective.needs) > 1 else None,
             rows=rows,
-            length=LENGTH,
+            owners=rows // LENGTH,
             response_rows=response,
             response_targets=self.token[chosen].flatten()[response],
             visual_rows=visual,

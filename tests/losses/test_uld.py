@@ -70,7 +70,18 @@ def test_relation_takes_whole_heads_where_ids_mean_nothing_to_each_other():
 
     def value(student_gram: Tensor | None, teacher_gram: Tensor | None) -> Tensor:
         return objective(
-            *(student, head, Targets(teacher, their_head), rows, 12, rows[:0], rows[:0], rows, torch.ones(1), 1),
+            *(
+                student,
+                head,
+                Targets(teacher, their_head),
+                rows,
+                rows // 12,
+                rows[:0],
+                rows[:0],
+                rows,
+                torch.ones(1),
+                1,
+            ),
             student_gram=student_gram,
             teacher_gram=teacher_gram,
         ).loss
@@ -100,7 +111,7 @@ class World:
         rows = objective.rows(self.response, self.visual)
         targets = Targets(self.teacher[rows], self.teacher_head, visual=self.teacher_visual)
         return objective(
-            *(self.student[rows], self.head, targets, rows, 12),
+            *(self.student[rows], self.head, targets, rows, rows // 12),
             *(self.response, self.targets, self.visual, torch.ones(2), 2),
             paired=self.paired,
             **options,

@@ -75,7 +75,7 @@ class Step:
             return hidden.flatten(0, 1)[self.rows]
 
     def hidden(self) -> tuple[Tensor, list[Routing]]:
-        """The student's hidden states of all positions, [samples, length, d], and where each sparse layer sent its
+        """The student's hidden states of all positions, [lines, length, d], and where each sparse layer sent its
         tokens; within `cast()`."""
         features, pictures = self.batch.features, self.batch.pictures
         if features is None and pictures is not None:  # the tower trains
@@ -100,7 +100,7 @@ class Step:
             student_head=head,
             targets=None if self.teacher is None else Targets(targets, forward.head_weight(self.teacher.model)),
             rows=self.rows,
-            length=batch.length,
+            owners=batch.owners_of(self.rows),
             response_rows=batch.response_rows,
             response_targets=batch.response_targets,
             visual_rows=batch.visual_rows,
@@ -109,14 +109,15 @@ class Step:
             student_gram=grams[0],
             teacher_gram=grams[1],
             router_probabilities=[layer.probabilities for layer in seen],
-            attention_mask=batch.attention_mask,
+            position_owners=batch.position_owners,
             preferences=given,
         ).loss
 
     def log_probabilities(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Of whole answers, [samples], of hidden states of the rows, [rows, d]: what KTO's z0 and a reference need."""
         batch = self.batch
-        answers = Answers.of(hidden, head, self.rows, batch.length, batch.response_rows, batch.response_targets)
+        owners = batch.owners_of(self.rows)
+        answers = Answers.of(hidden, head, self.rows, owners, batch.response_rows, batch.response_targets)
         return answers.log_probabilities(batch.samples)
 
     def run(self, grams: tuple[Tensor | None, Tensor | None], mark: Callable[[str], None]) -> None:

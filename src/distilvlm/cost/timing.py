@@ -61,7 +61,7 @@ def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Secon
     """
     make, device, notes = filled(clock.device), clock.device, list[str]()
     batch = _on(s.batch, s.student, device)
-    positions = batch.samples * batch.length
+    positions = batch.input_ids.numel()
     base = cuts(s.student)[0][0]
     student = scale_model(s.student, base, 1, make)
     guide = None if s.teacher is None else scale_model(s.teacher, [0], 1, make, s.teacher_dtype)

@@ -103,9 +103,10 @@ class Batch:
         return torch.tensor([0, *self.sizes[:-1]], device=self.input_ids.device).cumsum(0)
 
     @property
-    def owners_of_all(self) -> Tensor:
-        """The sample of every row, padding counted to the sample that it stands behind: [lines * length]."""
-        return self.owners_of(torch.arange(self.input_ids.numel(), device=self.input_ids.device))
+    def position_owners(self) -> Tensor:
+        """The sample of every row, -1 for padding: [lines * length]."""
+        every = torch.arange(self.input_ids.numel(), device=self.input_ids.device)
+        return self.owners_of(every).masked_fill(self.attention_mask.flatten() == 0, -1)
 
     def owners_of(self, rows: Tensor) -> Tensor:
         """The sample that each of the rows is of."""
@@ -117,15 +118,15 @@ class Batch:
         if self.sizes is None:
             return self, rows
         length, device = max(self.sizes), self.input_ids.device
-        starts, owners = self.starts, self.owners_of_all[: sum(self.sizes)]
+        starts, real = self.starts, sum(self.sizes)
 
         def moved(old: Tensor) -> Tensor:
             owner = self.owners_of(old)
             return owner * length + old - starts[owner]
 
-        places = moved(torch.arange(len(owners), device=device))
+        places = moved(torch.arange(real, device=device))
         lines = torch.zeros(2, self.samples * length, dtype=torch.int64, device=device)
-        lines[0, places], lines[1, places] = self.input_ids[0, : len(owners)], 1
+        lines[0, places], lines[1, places] = self.input_ids[0, :real], 1
         teacher = None if self.teacher is None else self.teacher.unpacked(self.teacher.response_rows)[0]
         input_ids, attention_mask = lines.view(2, self.samples, length)
         padded = replace(

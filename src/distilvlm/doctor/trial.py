@@ -175,8 +175,9 @@ class _Trial:
     def _answers(self, targets: Targets) -> Tensor:
         """[samples] log-probability of each answer."""
         batch = self.batch
+        owners = batch.owners_of(self.rows)
         answers = Answers.of(
-            targets.hidden, targets.head, self.rows, batch.length, batch.response_rows, batch.response_targets
+            targets.hidden, targets.head, self.rows, owners, batch.response_rows, batch.response_targets
         )
         return answers.log_probabilities(batch.samples)
 

@@ -126,7 +126,7 @@ class Objective:
         student_head: Tensor,
         targets: Targets | None,
         rows: Tensor,
-        length: int,
+        owners: Tensor,
         response_rows: Tensor,
         response_targets: Tensor,
         visual_rows: Tensor,
@@ -135,7 +135,7 @@ class Objective:
         student_gram: Tensor | None = None,
         teacher_gram: Tensor | None = None,
         router_probabilities: Sequence[Tensor] = (),
-        attention_mask: Tensor | None = None,
+        position_owners: Tensor | None = None,
         preferences: Preferences | None = None,
         pictures: Pictures | None = None,
         paired: Tensor | None = None,
@@ -143,13 +143,14 @@ class Objective:
         """The loss of one micro-batch.
 
         student_hidden: [rows, d], final-normed hidden states of exactly the flat `rows`, which
-            `self.rows(response_rows, visual_rows)` gave; `length` is the number of positions per sample.
+            `self.rows(response_rows, visual_rows)` gave; `owners` [rows] is the sample of each.
         targets: the teacher's side of these rows.
         response_rows, response_targets, visual_rows: as in Batch. sample_weights: [samples], 0 for a stand-in.
         samples_in_update: samples of the whole update, over all micro-batches and processes.
         student_gram, teacher_gram: `gram(head[:common])` of heads that are frozen. Without the student's, its relation
             matrix is built along with the other terms, and the head receives the gradient if it trains.
-        router_probabilities: of each sparse layer, [samples · length, experts]; attention_mask: [samples, length].
+        router_probabilities: of each sparse layer, [positions, experts]; position_owners: [positions] the sample of
+            each, -1 for padding.
         preferences: for a preference stage, whose `samples_in_update` counts records.
         pictures: for the encoder term and the balance of a tower's experts; None for a micro-batch without pictures.
         paired: [responses] bool, response rows that have a partner in the teacher's; None: all.
@@ -159,7 +160,7 @@ class Objective:
         if self.preference:
             if preferences is None:
                 raise ValueError("the preference term needs roles and reference log-probabilities of the batch")
-            answers = Answers.of(student_hidden, student_head, rows, length, response_rows, response_targets)
+            answers = Answers.of(student_hidden, student_head, rows, owners, response_rows, response_targets)
             outcome = self._prefer(answers, preferences, sample_weights, samples_in_update)
         else:
             outcome = self._compare(
@@ -167,7 +168,7 @@ class Objective:
                 student_head,
                 targets,
                 rows,
-                length,
+                owners,
                 response_rows,
                 response_targets,
                 visual_rows,
@@ -182,11 +183,11 @@ class Objective:
             outcome = Outcome(outcome.loss + seen.loss, {**outcome.terms, **seen.terms})
         if not self.balance:
             return outcome
-        if attention_mask is None or not router_probabilities:
+        if position_owners is None or not router_probabilities:
             raise ValueError("the balance term needs the routers' probabilities: only a sparse student has them")
         if preferences is not None:
             sample_weights = sample_weights * (preferences.roles != 0)  # mismatched answers are not learned from
-        value = self._balanced(router_probabilities, attention_mask, sample_weights) / samples_in_update
+        value = self._balanced(router_probabilities, position_owners, sample_weights) / samples_in_update
         weight = self.balance * (2 if self.text and "doubled_balance" in self.reference else 1)
         return Outcome(outcome.loss + weight * value, {**outcome.terms, "balance": value.detach()})
 
@@ -217,17 +218,20 @@ class Objective:
             loss, terms["expert_balance"] = loss + self.expert_balance * value, value.detach()
         return Outcome(loss, terms)
 
-    def _balanced(self, probabilities: Sequence[Tensor], mask: Tensor, weights: Tensor) -> Tensor:
+    def _balanced(self, probabilities: Sequence[Tensor], owners: Tensor, weights: Tensor) -> Tensor:
         """Σ of samples and layers."""
-        layers = [p.view(*mask.shape, -1) for p in probabilities]  # [samples, length, experts] each
         if "padding" not in self.reference:
-            return (torch.stack([balance_of_samples(p, mask) for p in layers]).sum(0) * weights).sum()
-        # The two answers of a preference are forward passes of their own there.
+            each = [balance_of_samples(p, owners, weights.numel()) for p in probabilities]  # [samples]
+            return (torch.stack(each).sum(0) * weights).sum()
+        # The two answers of a preference are forward passes of their own there. Samples are padded to one length.
         passes = [slice(start, None, 2) for start in (0, 1)] if self.preference else [slice(None)]
-        everything = torch.ones_like(mask)
-        whole = [
-            weights[at].sum() * balance(p[at].flatten(0, 1), everything[at].flatten()) for p in layers for at in passes
-        ]
+        whole: list[Tensor] = []
+        for layer in probabilities:
+            padded = layer.unflatten(0, (weights.numel(), -1))  # [samples, length, experts]
+            for at in passes:
+                positions = padded[at].flatten(0, 1)
+                everything = torch.ones(len(positions), dtype=torch.bool, device=positions.device)
+                whole.append(weights[at].sum() * balance(positions, everything))
         return torch.stack(whole).sum()
 
     def _prefer(self, answers: Answers, given: Preferences, weights: Tensor, samples_in_update: int) -> Outcome:
@@ -250,7 +254,7 @@ class Objective:
         student_head: Tensor,
         targets: Targets | None,
         rows: Tensor,
-        length: int,
+        owners: Tensor,
         response_rows: Tensor,
         response_targets: Tensor,
         visual_rows: Tensor,
@@ -265,14 +269,14 @@ class Objective:
         sample_weights = sample_weights.to(precision)
         of_tokens = "token_mean" in self.reference
         answered = response_rows if self.text or self.response else response_rows[:0]
-        text = _Mean.of(rows, answered, length, sample_weights, of_tokens)
+        text = _Mean.of(rows, answered, owners, sample_weights, of_tokens)
         response = text
         if self.response and "unshifted_mask" in self.reference:
-            response = _Mean.of(rows, answered + 1, length, sample_weights, of_tokens)
+            response = _Mean.of(rows, answered + 1, owners, sample_weights, of_tokens)
         elif self.response and paired is not None:
-            response = _Mean.of(rows, answered[paired], length, sample_weights, of_tokens)
+            response = _Mean.of(rows, answered[paired], owners, sample_weights, of_tokens)
         visual = _Mean.of(
-            rows, visual_rows if self.visual or self.relation else visual_rows[:0], length, sample_weights
+            rows, visual_rows if self.visual or self.relation else visual_rows[:0], owners, sample_weights
         )
 
         labels = torch.full_like(rows, IGNORED)
@@ -397,14 +401,14 @@ class _Mean:
     weights: Tensor  # [samples]
 
     @staticmethod
-    def of(rows: Tensor, members: Tensor, length: int, weights: Tensor, of_tokens: bool = False) -> _Mean:
-        """`of_tokens`: every row of the micro-batch weighs the same, whichever sample it is of."""
+    def of(rows: Tensor, members: Tensor, owners: Tensor, weights: Tensor, of_tokens: bool = False) -> _Mean:
+        """`owners`: of all rows. `of_tokens`: every row of the micro-batch weighs the same, whosever it is."""
         if members.numel() and not bool(torch.isin(members, rows).all()):
             raise ValueError(
                 "hidden states of some response or visual rows are missing: take the rows of Objective.rows()"
             )
         places = torch.searchsorted(rows, members)
-        owners = torch.div(members, length, rounding_mode="floor")
+        owners = owners[places]
         counts = torch.bincount(owners, minlength=weights.numel())
         spread = torch.zeros(rows.shape[0], dtype=weights.dtype, device=rows.device)
         if of_tokens:

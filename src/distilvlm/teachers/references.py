@@ -96,9 +96,8 @@ class References:
     def _of(self, batch: Batch) -> Tensor:
         """[samples] log-probability of each answer."""
         given = self.teacher.targets(batch, batch.response_rows, batch.features)
-        answers = Answers.of(
-            given.hidden, given.head, batch.response_rows, batch.length, batch.response_rows, batch.response_targets
-        )
+        rows = batch.response_rows
+        answers = Answers.of(given.hidden, given.head, rows, batch.owners_of(rows), rows, batch.response_targets)
         return answers.log_probabilities(batch.samples)
 
     def _kept(self) -> dict[str, tuple[float, float]]:

@@ -248,16 +248,16 @@ class Task(nn.Module):
         """The terms that the language model is run for."""
         assert not isinstance(self.student, Alone)  # the schema refuses such a term
         hidden, seen = self._hidden_states(batch, features)
-        real = batch.attention_mask.flatten().bool()  # [samples * length]
-        if seen:
-            # Neither stand-ins nor idle batches.
-            tallies["routing"] = routing.tallied(seen, real & (batch.weights != 0).repeat_interleave(batch.length))
+        owners = batch.position_owners if seen else None
+        if owners is not None:
+            # Neither padding, nor stand-ins and idle batches.
+            tallies["routing"] = routing.tallied(seen, (owners >= 0) & (batch.weights != 0)[owners])
         return self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
             student_head=forward.head_weight(self.student),
             targets=targets,
             rows=rows,
-            length=batch.length,
+            owners=batch.owners_of(rows),
             response_rows=batch.response_rows,
             response_targets=batch.response_targets,
             visual_rows=batch.visual_rows,
@@ -266,14 +266,14 @@ class Task(nn.Module):
             student_gram=self.student_gram,
             teacher_gram=self.teacher_gram,
             router_probabilities=[layer.probabilities for layer in seen],
-            attention_mask=batch.attention_mask,
+            position_owners=owners,
             preferences=_preferences(batch, agree) if self.objective.preference else None,
             pictures=pictures,
             paired=batch.paired,
         )
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
-        """[samples, length, d], and where a sparse student's tokens went, layer by layer."""
+        """[lines, length, d], and where a sparse student's tokens went, layer by layer."""
         assert not isinstance(self.student, Alone)
         real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
         with routing.watched(self.student, real) as seen:
@@ -288,7 +288,12 @@ class Task(nn.Module):
         assert not isinstance(self.student, Alone)
         head = forward.head_weight(self.student)
         answers = Answers.of(
-            hidden.flatten(0, 1)[rows], head, rows, batch.length, batch.response_rows, batch.response_targets
+            hidden.flatten(0, 1)[rows],
+            head,
+            rows,
+            batch.owners_of(rows),
+            batch.response_rows,
+            batch.response_targets,
         )
         return moves(answers.log_probabilities(batch.samples), _preferences(batch), batch.weights)
 
