@@ -218,7 +218,7 @@ def test_another_tokenizer_template_size_or_decoder_is_refused_by_name(
 ) -> None:
     student = build(recipe.student, recipe.seed)
     assert student.tokenizer is not None
-    student.tokenizer.chat_template += " "
+    student.tokenizer.chat_template = f"{student.tokenizer.chat_template} "
     with pytest.raises(FeatureError, match="template: chat"):
         cache.TeacherCache(recipe, student, torch.device("cpu"))
     monkeypatch.setattr(cache.PIL, "__version__", "99.1")

@@ -80,7 +80,7 @@ class Events:
         """
         tiny = torch.finfo(precision).tiny
         ids = torch.where(sparse.ids < compared, sparse.ids, -1)
-        ids, order = torch.where(ids < 0, compared, ids).sort(-1, stable=True)  # no ids at the end
+        ids, order = torch.where(ids < 0, compared, ids).sort(dim=-1, stable=True)  # no ids at the end
         given = sparse.log_probabilities.to(precision).gather(-1, order).exp().masked_fill(ids == compared, 0)
         first = torch.ones_like(ids, dtype=torch.bool)
         first[:, 1:] = ids[:, 1:] != ids[:, :-1]

@@ -166,10 +166,11 @@ class PictureReader(ShardReader):
         self._seen: Seen | None = None
 
     def _row(self, path: str) -> tuple[int, int]:
-        if self._seen is None:
-            self._seen = read_json(self.directory / "paths.json", {})
+        seen = self._seen
+        if seen is None:
+            seen = self._seen = dict(read_json(self.directory / "paths.json", {}))
         try:
-            place = self.place(digest(path, self._seen))
+            place = self.place(digest(path, seen))
         except OSError as problem:
             raise FeatureError(f"{path}: {problem}") from problem
         if place is None:

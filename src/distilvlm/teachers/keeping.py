@@ -61,13 +61,25 @@ class Keeping:
         Args:
             visual: whether its pictures are asked for, too.
         """
-        row = self.width * (torch.bfloat16 if self.keep.precision == "bf16" else self.held).itemsize
-        each = {"hidden": row, "top_k": 8 * min(self.keep.top_k, self.common), "sampled": 4 * self.keep.draws}
-        found = {identity.answers: PLACED + identity.responses * each[self.keep.responses]}
+        found = {identity.answers: self.answers_bytes(identity.responses)}
         for key in self.pictures(identity) if visual else ():
-            matrix = 4 * (self.visual_rows * len(identity.pictures)) ** 2
-            found[key] = PLACED + (self.visual_rows * row if self.keep.visual == "hidden" else matrix)
+            found[key] = self.picture_bytes(len(identity.pictures))
         return found
+
+    def answers_bytes(self, responses: float) -> int:
+        """Of a record with so many response rows."""
+        each = {"hidden": self._row, "top_k": 8 * min(self.keep.top_k, self.common), "sampled": 4 * self.keep.draws}
+        return PLACED + round(responses * each[self.keep.responses])
+
+    def picture_bytes(self, pictures: int = 1) -> int:
+        """Of a picture, or of the relation matrix of so many."""
+        if self.keep.visual == "hidden":
+            return PLACED + self.visual_rows * self._row
+        return PLACED + 4 * (self.visual_rows * pictures) ** 2
+
+    @property
+    def _row(self) -> int:
+        return self.width * (torch.bfloat16 if self.keep.precision == "bf16" else self.held).itemsize
 
     @torch.no_grad()
     def of_sample(self, sample: Sample, teacher: LocalTeacher, wanted: Collection[str]) -> dict[str, Item]:
