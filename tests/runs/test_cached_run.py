@@ -114,7 +114,7 @@ def test_a_stale_cache_stops_a_run_before_its_first_step(
 
 def test_preferences_are_learned_beside_a_cached_teacher(server: Server, tmp_path: Path) -> None:
     path = write_mod_recipe(tmp_path, rows=6)
-    changed(path, stages=short(path, "d2d", "pd"))
+    changed(path, stages=short(path, "d2s", "pd"))
     local = yaml.safe_load(path.read_text())
     teacher = {**local["teacher"], "kind": "cached", "keep": {"path": str(tmp_path / "kept")}}
     changes: dict[str, Any] = {"teacher": teacher, "machine": {**local.get("machine", {}), "micro_batch": 1}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from distilvlm.cli import app
 from distilvlm.data import Batch
 from distilvlm.data.collate import collate
+from distilvlm.doctor import doctor
 from distilvlm.losses.divergences import forward_kl
 from distilvlm.models.compose import build
 from distilvlm.models.shards import FeatureError
@@ -330,3 +334,21 @@ def test_two_processes_fill_what_one_does(
 def test_what_a_cache_cannot_give_is_refused_with_the_recipe(path: Path, change: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         loaded(path, **change)
+
+
+def test_the_command_says_what_it_takes_and_fills(path: Path, tmp_path: Path) -> None:
+    place = ["--set", f"teacher.keep.path={tmp_path}"]
+    planned = CliRunner().invoke(app, ["cache", str(path), *place, "--plan", "--json"])
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.output)["teacher"]["records"] == {"captions": 10, "questions": 9}
+    assert not list(tmp_path.rglob("*.safetensors"))
+    done = CliRunner().invoke(app, ["cache", str(path), *place])
+    assert "teacher: 19 records to look at (10 of 'captions', 9 of 'questions')" in done.output, done.output
+    assert "nats of a local one's in micro-batches of 2" in done.output
+    assert "the teacher's cache is full" in CliRunner().invoke(app, ["cache", str(path), *place, "--plan"]).output
+
+
+def test_the_doctor_needs_no_cache(path: Path, tmp_path: Path) -> None:
+    found = doctor(path, {"teacher.keep.path": str(tmp_path / "kept")}, tmp_path)
+    assert not [finding for finding in found if finding.level == "error"]
+    assert any(finding.check == "terms.response" for finding in found) and not (tmp_path / "kept").exists()

@@ -12,7 +12,7 @@ from distilvlm.models.stages import choosing, made_sparse, mixed, upcycle_before
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
-from distilvlm.teachers import CachedTeacher, Teacher
+from distilvlm.teachers import Teacher
 from distilvlm.teachers.encoders import Look, Shape
 
 from . import (
@@ -72,8 +72,8 @@ def examine(
         *encoders.check(recipe, shapes),
         *preferences.check(recipe, data, reports),
     ]
-    sees = teacher is not None and not isinstance(teacher, CachedTeacher)  # pictures, in training
-    if recipe.pictures.features is not None and sees and not teacher.shares_vision:
+    sees = recipe.teacher is not None and recipe.teacher.kind != "cached"  # pictures, in training
+    if recipe.pictures.features is not None and teacher is not None and sees and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
     if not refused and not any(finding.check == "settings.parts" for finding in found):
         found += [*adaptors.check(recipe, shapes), *parts.check(recipe, student, shapes, their, data)]

@@ -13,14 +13,15 @@ from distilvlm.data import DataError, DataReport, Source, StageData
 from distilvlm.data.alignment import TeacherView
 from distilvlm.data.stage import source_of, stage_data
 from distilvlm.losses import Standardisation
-from distilvlm.models import NotHere, build
+from distilvlm.models import NotHere
 from distilvlm.models.alone import Encoder
 from distilvlm.models.compose import build_student
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
-from distilvlm.teachers import LocalTeacher, Teacher
+from distilvlm.teachers import Teacher
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.encoders import EncoderTeachers, Shape, shapes
+from distilvlm.teachers.loading import local_teacher, weights_of
 from distilvlm.train.encoders import adapt, adapters_of
 
 from . import adaptors, encoders, experts, parts, preferences, settings, visual, vocabulary
@@ -75,7 +76,7 @@ class _Patient:
         elsewhere = recipe.teacher is not None and recipe.teacher.kind == "remote"
         vlm = None
         if needed and not elsewhere:
-            vlm = self._had("teacher.weights", self._teacher, "name another teacher (teacher.from)")
+            vlm = self._had("teacher.weights", lambda: weights_of(recipe), "name another teacher (teacher.from)")
         if student is None:
             return [*self.missing, *self._planned()]
         encoder_shapes = self._had("encoders.weights", lambda: self._adapted(student), ENCODERS_FIX) or {}
@@ -92,7 +93,9 @@ class _Patient:
             teacher = self._had("teacher.server", lambda: self._asked(student), SERVER_FIX)
         if isinstance(student, VLM) and vlm is not None and not unlike:
             teacher = self._had(
-                "teacher.weights", lambda: self._pair(vlm, student), "name another teacher (teacher.from)"
+                "teacher.weights",
+                lambda: local_teacher(recipe, student, self.device, vlm),
+                "name another teacher (teacher.from)",
             )
         data = self._data(student, sources, None if teacher is None else teacher.view)
         reports, look = self._reports(data), None if teachers is None else teachers.of_paths
@@ -151,18 +154,6 @@ class _Patient:
             return student
         except (ValueError, OSError):
             return None
-
-    def _teacher(self) -> VLM:
-        spec = self.recipe.teacher
-        assert spec is not None
-        return build(spec, self.recipe.seed, dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32)
-
-    def _pair(self, vlm: VLM, student: VLM) -> LocalTeacher:
-        spec = self.recipe.teacher
-        assert spec is not None
-        trains = any(name.partition(".")[0] == "vision" for stage in self.recipe.stages for name in stage.train)
-        device = torch.device(spec.device) if spec.device else self.device
-        return LocalTeacher(vlm, student, device=device, student_device=self.device, share_vision=not trains, spec=spec)
 
     def _asked(self, student: VLM) -> Teacher:
         """A teacher elsewhere, for which a run would wait."""
