@@ -14,6 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from distilvlm.doctor import doctor
 from distilvlm.models.compose import build
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import RecipeError, load_recipe
@@ -220,6 +221,14 @@ def test_prompts_teach_responses(recipe: Path, tmp_path: Path) -> None:
         assert there == pytest.approx(here, rel=2e-4)
     kept = json.loads((tmp_path / "remote" / "teacher.json").read_text())
     assert kept == {"identity": "tiny (somewhere/tiny)"}
+
+
+def test_the_doctor_asks_the_server(recipe: Path, running: Teaching) -> None:
+    found = {finding.check: finding for finding in doctor(recipe, elsewhere(running.url))}
+    assert "teacher.server" not in found and "terms.response" in found, [*found]
+    away = {finding.check: finding for finding in doctor(recipe, elsewhere("http://127.0.0.1:9"))}
+    assert away["teacher.server"].level == "error" and "did not answer" in away["teacher.server"].text
+    assert "distilvlm teach MODEL" in away["teacher.server"].fix
 
 
 def test_what_prompts_cannot_teach_is_refused_when_the_recipe_is_read(recipe: Path) -> None:
