@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import statistics
 import time
@@ -46,8 +45,6 @@ from .loading import local_teacher, weights_of
 from .local import LocalTeacher, meanings, require_same_meanings, require_same_visual_tokens
 from .reduced import rest
 from .weights import remembered
-
-logger = logging.getLogger(__name__)
 
 RECORDS, BYTES = 256, 2**28
 """Of a shard, at most: what a killed fill computes again."""
