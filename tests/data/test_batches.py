@@ -284,6 +284,28 @@ def test_continuing_at_update_1000_decodes_nothing_of_the_first_1000(tmp_path, i
     assert update == 1000 and decodes == list(itertools.chain(*whole))
 
 
+def test_an_update_begins_before_its_last_picture_is_decoded(tmp_path, images, decodes):
+    rows = [llava_row(n, images[n % 4], "<image>\nq", "red") for n in range(8)]
+    data = stage_data(tmp_path, rows)
+    made = batches(data, make_order(data, batch=8), 0, 2, grouping=Grouping(2))
+    _, first = next(made)
+    assert len(first) == 4 and not decodes
+    next(iter(first))
+    assert len(decodes) == 2
+    _, second = next(made)  # what is left of the first is passed over
+    assert sum(batch.samples for batch in second) == 8
+
+
+def test_workers_keep_step_where_an_update_is_left_early(tmp_path, images):
+    data = stage_data(tmp_path, mixed_rows(images, 8))
+    settings = {"grouping": Grouping(tokens=128, packed=True)}
+    expected = collected(data, make_order(data), 0, 3, **settings)
+    for (update, whole), (number, part) in zip(
+        expected, batches(data, make_order(data), 0, 3, workers=2, **settings), strict=True
+    ):
+        assert update == number and len(whole) == len(part) and same(next(iter(part)), whole[0])
+
+
 def test_an_error_in_a_worker_names_the_sample(tmp_path, images):
     rows = [llava_row(n, images[n], "<image>\nq", "red") for n in range(3)]
     (tmp_path / "images" / images[2]).write_text("no picture any more")

@@ -175,7 +175,7 @@ def test_experts_balance_per_sample_and_are_tallied_without_padding(make: Any) -
             if ".mlp.experts." in name or ".gate." in name:
                 parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.3)
     routing.install(student.model)
-    train(student, "projector", "gate.weight").model.float()  # torch multiplies experts in fp32 at most
+    train(student, "projector", "mlp.gate.weight").model.float()  # torch multiplies experts in fp32 at most
     task = Task(student, Objective(balance=0.5), None).train()
     require_same(task, samples_of(student), rtol=1e-6, atol=1e-6)
 
