@@ -52,7 +52,8 @@ class Teacher(Protocol):
         ...
 
     def targets(self, batch: Batch, rows: Tensor, features: Tensor | None) -> Targets:
-        """Targets for the flat `rows` of `batch`; `features` are shared vision features, or None to compute its own."""
+        """Targets for the flat `rows` of `batch`, which may be packed (`Batch.unpacked` for a teacher that looks at single
+        samples); `features` are shared vision features, or None to compute its own."""
         ...
 
 
