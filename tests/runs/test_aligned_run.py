@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 import distilvlm
+from distilvlm.cost import estimate
 from distilvlm.doctor import doctor
+from distilvlm.models import build
 from distilvlm.recipe import RecipeError, load_recipe
 from distilvlm.report import write_report
 from distilvlm.runs.directory import RunError
@@ -72,6 +74,19 @@ def test_an_assigned_teacher_of_the_same_tokenizer_teaches(tmp_path: Path) -> No
     assert [event["share"] for event in events if event["event"] == "alignment"] == [1.0]
     assert all(
         event["terms"]["visual"] > 0 for event in events if event["event"] == "update" and event["stage"] == "dft"
+    )
+
+
+def test_its_memory_is_planned_from_its_own_rows(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, **ALIGNED))
+    assert recipe.teacher is not None
+    student, teacher = (build(spec, 1, meta=True) for spec in (recipe.student, recipe.teacher))
+    planned = estimate(recipe, student, teacher, measure=False, device="cpu", stages=["dft"])
+    assert planned[0].memory["working"] > 0 and not planned[0].notes
+    (tmp_path / "questions.json").unlink()
+    (absent,) = estimate(recipe, student, teacher, measure=False, device="cpu", stages=["dft"])
+    assert absent.notes == (
+        "not estimated: the teacher reads rows of its own, and the data that they are made of is not here",
     )
 
 
