@@ -142,7 +142,8 @@ def hidden_states(
         host = Host.of(model)
         if host is not None and not isinstance(host.active, str):
             raise ValueError("samples of several workflows can't share a line: set machine.packing to false")
-        arguments = packing.decoder_arguments(decoder, batch.sizes, *batch.input_ids.shape[1:], batch.input_ids.device)
+        ids = batch.input_ids
+        arguments = packing.decoder_arguments(decoder, batch.sizes, ids.shape[1], ids.device)
     output = decoder(
         inputs_embeds=embeddings(model, layout, batch, features), use_cache=False, return_dict=True, **arguments
     )

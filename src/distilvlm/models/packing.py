@@ -53,10 +53,10 @@ def _by_sample(
     """Queries, keys and values [1, heads, length, d_head] → [1, length, heads, d_head]."""
     if cuts is None or options.get("sliding_window") is not None or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    parts = [
-        sdpa_attention_forward(module, *(one[:, :, start:end] for one in (query, key, value)), None, **options)[0]
-        for start, end in pairwise(cuts)
-    ]
+    parts: list[Tensor] = []
+    for own in (slice(start, end) for start, end in pairwise(cuts)):
+        q, k, v = query[:, :, own], key[:, :, own], value[:, :, own]
+        parts.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
     return torch.cat(parts, dim=1), None
 
 
