@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from distilvlm.models import forward
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import Recipe, StageSpec
+from distilvlm.recipe import Recipe, StageSpec, TeacherSpec
+from distilvlm.recipe.teachers import KeepSpec
 
 WORD = 5
 """Bytes of a token in a prompt, as text or as a number in JSON, about."""
@@ -31,6 +32,13 @@ class Content:
     positions: float
     learned: float  # response rows
     pictures: float
+
+
+def received(spec: TeacherSpec) -> KeepSpec:
+    """What the targets of a teacher elsewhere are like as they arrive, in the words of one that is kept on disk."""
+    if spec.remote is not None and spec.remote.protocol == "openai":
+        return KeepSpec(responses="top_k", top_k=spec.remote.top_k + 1, visual="relation")  # no head comes along
+    return KeepSpec()
 
 
 def traffic(recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None, content: Content) -> Traffic | None:

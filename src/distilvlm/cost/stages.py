@@ -33,6 +33,7 @@ from .look import Look
 from .machine import default_device
 from .memory import Situation, count, looking, parameter_bytes, phases
 from .meter import available_bytes, give_back, machine_bytes, resident_bytes
+from .network import received
 from .numbers import as_bytes
 from .pictures import PictureStage
 from .scale import trained, undisturbed
@@ -229,6 +230,8 @@ class _Stage:
         self.teacher = teacher if self.needs_teacher else None
         how = recipe.teacher
         self.kept = how.keep if how is not None and how.kind == "cached" and self.needs_teacher else None
+        # What its targets are like where they are not made here.
+        self.given = received(how) if how is not None and how.kind == "remote" and self.needs_teacher else self.kept
         # Looks at the records before the stage: at preferences, or to fill its cache.
         self.reference = teacher if self.spec.loss.preference or self.kept is not None else None
         self.members = trained(student.model, self.spec.train)
@@ -287,6 +290,8 @@ class _Stage:
             look = self._look(clock, same)
         elif self.kept is not None:
             notes.append("an earlier stage has filled the teacher's cache with its records")
+        if self.given is not self.kept:
+            notes.append("time does not have what the teacher elsewhere takes to answer")
         if look is not None and self.reference is None:
             notes.append("what the teacher's look at the records takes needs the teacher, which is not here yet")
         most = max(peak, (look and look.peak_memory_bytes) or 0)
@@ -340,7 +345,7 @@ class _Stage:
             autocast=torch.bfloat16 if precision == "bf16" else None,
             checkpointing=self.recipe.machine.gradient_checkpointing,
             choosing=choosing(self.recipe, self.spec),
-            kept=self.kept,
+            kept=self.given,
         )
 
     def _memory(self, working: int | None) -> dict[str, int]:
@@ -351,8 +356,8 @@ class _Stage:
         student = parameter_bytes(self.student.model, torch.float32)
         adaptors = sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees[1:])
         teacher = 0 if self.teacher is None else self._teacher_bytes(self.teacher, situation.teacher_dtype)
-        if self.teacher is not None and self.kept is not None:
-            teacher = head_bytes(self.kept, situation)
+        if self.teacher is not None and self.given is not None:
+            teacher = head_bytes(self.given, situation)
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
         if adaptors:
             parts["adaptors"] = adaptors
