@@ -99,6 +99,24 @@ def test_loss_and_gradients_match_autograd(divergence, vocabularies, temperature
         close(actual, wanted)
 
 
+@pytest.mark.parametrize("mix", [0.3, 0.5])
+@pytest.mark.parametrize("divergence", ["jensen_shannon", "skew_forward_kl", "skew_reverse_kl"])
+def test_the_share_of_a_mixture_may_be_chosen(divergence, mix):
+    this = replace(case(), text_weight=torch.zeros(23))
+    s, t = (this.student @ this.student_head.T).softmax(-1), (this.teacher @ this.teacher_head.T).softmax(-1)
+    middle = {"skew_forward_kl": mix * t + (1 - mix) * s}.get(divergence, (1 - mix) * t + mix * s)
+    value = {
+        "jensen_shannon": lambda: mix * kl(s, middle) + (1 - mix) * kl(t, middle),
+        "skew_forward_kl": lambda: kl(t, middle),
+        "skew_reverse_kl": lambda: kl(s, middle),
+    }[divergence]()
+    expected = (this.divergence_weight * value).sum()
+    out = this.run(divergence=divergence, mix=mix)
+    close(out.loss, expected)
+    for actual, wanted in zip(this.gradients(out.loss), this.gradients(expected), strict=True):
+        close(actual, wanted)
+
+
 def test_fp32_agrees_with_float64():
     this = case(dtype=torch.float32)
     double = Case(*(x.double().detach().requires_grad_(x.requires_grad) if x.is_floating_point() else x
@@ -252,6 +270,7 @@ def test_autocast_multiplies_in_bf16_and_keeps_an_fp32_gradient():
     [
         ({}, {"divergence": "total_variation"}, "known are forward_kl"),
         ({}, {"temperature": 0.0}, "temperature must be positive"),
+        ({}, {"divergence": "reverse_kl", "mix": 0.5}, "reverse_kl mixes nothing"),
         ({"labels": torch.zeros(4, dtype=torch.long)}, {}, "labels has 4 rows, student_hidden 23"),
         ({"teacher": None, "teacher_head": None}, {}, "there is no teacher"),
         ({"student_head": torch.zeros(30, 8, dtype=torch.float16)}, {}, "cannot work in fp16"),

@@ -130,10 +130,9 @@ def _even(stage: StageSpec, student: VLM) -> int:
 
 
 def _ok(stage: StageSpec, name: str, trial: TermTrial, teacher: bool, even: int) -> Finding:
-    weight = getattr(stage.loss, name)
     against = " against the teacher" if teacher and name not in ("text", "balance") else ""
     kind = f" ({stage.loss.preference_kind}, β {stage.loss.beta:g})" if name == "preference" else ""
-    text = f"{name}{kind} × {weight:g}: {trial.rows} rows, {trial.value:.3g}{against}"
+    text = f"{name}{kind} × {stage.loss.told(name)}: {trial.rows} rows, {trial.value:.3g}{against}"
     if name == "balance":
         text += f" ({even} where experts serve alike)"
     elif trial.distance is not None:

@@ -175,6 +175,7 @@ class _Trial:
     def _answers(self, targets: Targets) -> Tensor:
         """[samples] log-probability of each answer."""
         batch = self.batch
+        assert targets.hidden is not None and targets.head is not None  # else the schema refuses preferences
         owners = batch.owners_of(self.rows)
         answers = Answers.of(
             targets.hidden, targets.head, self.rows, owners, batch.response_rows, batch.response_targets

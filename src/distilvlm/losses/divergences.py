@@ -120,8 +120,12 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
-MIXED = ("jensen_shannon", "skew_forward_kl", "skew_reverse_kl")
-"""The divergences from a mixture."""
+MIXED: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "jensen_shannon": jensen_shannon,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+}
+"""The divergences from a mixture, which take its `mix`, too."""
 
 
 def chosen(name: str, mix: float | None = None) -> Divergence:
@@ -135,7 +139,7 @@ def chosen(name: str, mix: float | None = None) -> Divergence:
         return DIVERGENCES[name]
     if name not in MIXED:
         raise ValueError(f"{name} mixes nothing: mix is of {', '.join(MIXED)}")
-    return partial(DIVERGENCES[name], mix=mix)
+    return partial(MIXED[name], mix=mix)
 
 
 def compared_ids(divergence: str, student: int, teacher: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distilvlm.losses.divergences import DIVERGENCES, Divergence, compared_ids
+from distilvlm.losses.divergences import Divergence, chosen, compared_ids
 from distilvlm.losses.relation import (
     accumulation,
     add_product,
@@ -73,6 +73,7 @@ def linear_distillation(
     sparse: Sparse | None = None,
     sparse_rows: Tensor | None = None,
     teacher_ids: int | None = None,
+    mix: float | None = None,
 ) -> Distillation:
     """Weighted cross-entropy and divergence of rows, with exact gradients for the student's hidden states and head.
 
@@ -89,17 +90,17 @@ def linear_distillation(
     sparse, sparse_rows: what is known of the teacher's distributions of some rows, and which these are, each once:
         their divergence is from this, not from the teacher's hidden states there, and they are in no relation.
     teacher_ids: length of the teacher's vocabulary where there is no head to tell it; None: at least the student's.
+    mix: λ of a divergence from a mixture; None: the default of `divergences.py`.
 
     Vocabularies of different length: divergence and relations use the common ids ("uld": all), the text term the
     student's whole vocabulary. Products run in the dtype of the head, or in autocast's; everything else, and the head's
     gradient, in fp32 (float64 where an input is float64). `.text` and `.divergence` are values per row, before weights.
 
-    Raises `ValueError` for an unknown divergence, a temperature that is not positive, rows that do not match, a
-    divergence weight without a teacher, sparse targets with a divergence or temperature that can't be right for them
-    (`sparse.require_comparable`), or fp16. Gradients cannot be differentiated again.
+    Raises `ValueError` for an unknown divergence, a mix of what mixes nothing, a temperature that is not positive, rows
+    that do not match, a divergence weight without a teacher, sparse targets with a divergence or temperature that can't
+    be right for them (`sparse.require_comparable`), or fp16. Gradients cannot be differentiated again.
     """
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {divergence!r}; known are {', '.join(DIVERGENCES)}")
+    compare = chosen(divergence, mix)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     lengths = {"labels": labels, "text_weight": text_weight, "divergence_weight": divergence_weight}
@@ -143,7 +144,7 @@ def linear_distillation(
         common=common,
         teachers=teachers,
         events=events,
-        divergence=DIVERGENCES[divergence],
+        divergence=compare,
         temperature=temperature,
         chunk_elements=chunk_elements,
         student_product=_product_dtype(student_head),

@@ -53,8 +53,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the terms; 0 leaves a term out. Temperature and divergence are the response and visual terms', what
-    stands behind them is the preference's."""
+    """Weights of the terms; 0 leaves a term out. Temperature, divergence and its mix are the response and visual
+    terms', what stands behind them is the preference's."""
 
     text: float = 1.0
     response: float = 0.0
@@ -66,6 +66,7 @@ class Objective:
     preference: float = 0.0
     temperature: float = 1.0
     divergence: str = "forward_kl"
+    mix: float | None = None
     preference_kind: str = "kto"
     beta: float = 0.1
     desirable: float = 1.0
@@ -293,10 +294,11 @@ class Objective:
             student_hidden = torch.cat([student_hidden, ours])
             labels = torch.cat([labels, torch.full_like(visual.places, IGNORED)])
             text, response, visual = text.before(visual), response.before(visual), visual.behind()
-        elif sparse is not None:
-            teacher_hidden = None  # it is of visual rows, of which there are none
+        elif targets.responses is not None:
+            teacher_hidden = None  # it is of visual rows, which no term compares
         related, related_weights = visual.samples() if self.relation else ([], [])
-        matrices = None if targets.relations is None else self._matrices(targets.relations, visual)
+        given = targets.relations if self.relation else None
+        matrices = None if given is None else self._matrices(given, visual)
         distilled = linear_distillation(
             student_hidden,
             student_head,
@@ -311,6 +313,7 @@ class Objective:
             sparse=sparse,
             sparse_rows=None if sparse is None else response.places,
             teacher_ids=targets.ids,
+            mix=self.mix,
         )
         loss = distilled.loss
         terms: dict[str, Tensor] = {}

@@ -14,9 +14,11 @@ from pydantic import Field, model_validator
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.batches import check_batches
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
+from distilvlm.recipe.schedules import SCHEDULED, Ramp, check, filled
 from distilvlm.recipe.section import Section
-from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_prompted, check_rows
+from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_prompted, check_rows, check_sparse
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
+from distilvlm.recipe.tree import is_mapping
 
 
 class VisionSpec(Section):
@@ -194,6 +196,7 @@ class SourceSpec(Section):
     )
 
 
+DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl"]
 PreferenceKind = Literal["kto", "kto_unpaired", "dpo", "ipo", "hinge"]
 
 
@@ -201,8 +204,8 @@ class LossSpec(Section):
     """Weights of a stage's loss terms; 0 leaves a term out. What shapes a term stands behind the weights."""
 
     text: float = Field(default=1.0, ge=0, description="cross-entropy of response tokens")
-    response: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on response rows")
-    visual: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on visual rows")
+    response: float = Field(default=0.0, ge=0, description="divergence from the teacher on response rows")
+    visual: float = Field(default=0.0, ge=0, description="divergence from the teacher on visual rows")
     relation: float = Field(default=0.0, ge=0, description="1 − cosine of the visual tokens' relation matrices")
     balance: float = Field(
         default=0.0, ge=0, description="load balance of experts, summed over sparse layers; LLaVA-MoD's code has 0.01"
@@ -216,7 +219,21 @@ class LossSpec(Section):
     preference: float = Field(
         default=0.0, ge=0, description="preference loss of pairs or of rated answers, with the teacher as reference"
     )
+    divergence: DivergenceName = Field(
+        default="forward_kl",
+        description="forward_kl: KL(teacher ‖ student) (LLaVA-KD); reverse_kl; jensen_shannon; skewed ones (DistiLLM)",
+    )
+    mix: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="λ of a divergence from a mixture of both: the student's share in jensen_shannon (default 0.9, "
+        "LLaVA-KD's code), in a skewed one that of the distribution that is compared with the mixture (default 0.1)",
+    )
     temperature: float = Field(default=1.0, gt=0, description="of the divergences; no τ² factor (LLaVA-KD's code)")
+    schedule: dict[str, Ramp] = Field(
+        default={}, description="weights of text, response, visual or relation, or the temperature, that change"
+    )
     preference_kind: PreferenceKind = Field(
         default="kto", description="kto: pairs (LLaVA-MoD); kto_unpaired: single rated answers; dpo, ipo, hinge: pairs"
     )
@@ -224,6 +241,18 @@ class LossSpec(Section):
     desirable: float = Field(default=1.0, ge=0, description="weight of desirable answers (kto, kto_unpaired)")
     undesirable: float = Field(default=1.0, ge=0, description="weight of undesirable answers (kto, kto_unpaired)")
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="share of pairs that are the wrong way (dpo)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_schedules(cls, written: Any) -> Any:
+        return filled(written) if is_mapping(written) else written
+
+    @model_validator(mode="after")
+    def _schedules_agree(self) -> LossSpec:
+        check(self.schedule, {name: getattr(self, name) for name in SCHEDULED})
+        if self.mix is not None and self.divergence in ("forward_kl", "reverse_kl"):
+            raise ValueError(f"mix is of jensen_shannon and of the skewed divergences: {self.divergence} mixes nothing")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
@@ -234,6 +263,20 @@ class LossSpec(Section):
             zeros = ", ".join(f"{name}: 0" for name in compared)
             raise ValueError(f"a stage of preferences has no {' or '.join(compared)} loss: set {zeros}")
         return self
+
+    def told(self, name: str) -> str:
+        """A weight, or the temperature, for people: `0.5`, or `0 → 1 over the first 30%`."""
+        return str(self.schedule[name]) if name in self.schedule else f"{getattr(self, name):g}"
+
+    @property
+    def compared_by(self) -> str:
+        """How rows are compared with the teacher's, as far as it is not the default: `reverse_kl, temperature 2`."""
+        if not (self.response or self.visual):
+            return ""
+        found = [] if self.divergence == "forward_kl" else [self.divergence]
+        found += [] if self.mix is None else [f"λ {self.mix:g}"]
+        warm = self.told("temperature")
+        return ", ".join(found if warm == "1" else [*found, f"temperature {warm}"])
 
     @property
     def of_language(self) -> list[str]:
@@ -414,6 +457,7 @@ class Recipe(Section):
         check_rows(self)
         check_kept(self)
         check_prompted(self)
+        check_sparse(self)
         check_batches(self)
         return self
 

@@ -64,6 +64,12 @@ def check_rows(recipe: Recipe) -> None:
             "to the teacher: use visual: interpolate"
         )
     for stage in recipe.stages:
+        if teacher.tokens == "aligned" and stage.loss.divergence != "forward_kl":
+            raise ValueError(
+                f"stage '{stage.name}': loss.divergence: {stage.loss.divergence} compares ids, and with tokens: "
+                "aligned an id means another token to the teacher: leave it out (such rows are compared by universal "
+                "logit distillation)"
+            )
         if stage.loss.preference:
             raise ValueError(
                 f"stage '{stage.name}' learns from preferences, whose reference gives log-probabilities of the "
@@ -119,4 +125,30 @@ def check_prompted(recipe: Recipe) -> None:
             raise ValueError(
                 f"stage '{stage.name}': reference: [unshifted_mask] compares rows behind the answers', which a teacher "
                 "behind teacher.remote.protocol: openai is not asked about: leave it out, or use protocol: distilvlm"
+            )
+
+
+def check_sparse(recipe: Recipe) -> None:
+    """A teacher of which only some probabilities of the response rows are known, and what can be told from these.
+    Raises ValueError."""
+    teacher = recipe.teacher
+    if teacher is None:
+        return
+    kept = f"teacher.keep.responses: {teacher.keep.responses}" if teacher.kind == "cached" else ""
+    prompted = teacher.kind == "remote" and teacher.remote is not None and teacher.remote.protocol == "openai"
+    known = "teacher.remote.protocol: openai" if prompted else kept
+    if not known or (kept and teacher.keep.responses == "hidden"):
+        return
+    for stage in recipe.stages:
+        loss = stage.loss
+        if loss.response and (loss.temperature != 1 or "temperature" in loss.schedule):
+            raise ValueError(
+                f"stage '{stage.name}': loss.temperature needs all of the teacher's probabilities, and {known} gives "
+                "some of them, at temperature 1: leave it out, or let the teacher give hidden rows"
+            )
+        if loss.response and kept and teacher.keep.responses == "sampled" and loss.divergence != "forward_kl":
+            raise ValueError(
+                f"stage '{stage.name}': ids that are drawn from the teacher ({known}) are right on average for "
+                f"loss.divergence: forward_kl alone, not for {loss.divergence}: set it, or keep responses: top_k or "
+                "hidden"
             )

@@ -90,10 +90,13 @@ def terms(stage: Stage) -> str:
     loss = stage.spec.loss
     full = {"preference": f"preference ({preference_kind(loss)})"}
     said = " + ".join(
-        full.get(name, name) if weight == 1 else f"{weight:g} {full.get(name, name)}" for name, weight in used.items()
+        full.get(name, name) if weight == 1 else f"{weight:g} {full.get(name, name)}"
+        for name, weight in used.items()
+        if name not in loss.schedule
     )
-    warm = loss.temperature
-    said += f", temperature {warm:g}" if warm != 1 else ""
+    changing = [f"{name} ({loss.told(name)})" for name in used if name in loss.schedule]
+    said = " + ".join([said, *changing] if said else changing)
+    said += f", {loss.compared_by}" if loss.compared_by else ""
     said += _aligned(stage)
     return said + (f"; as LLaVA-MoD's code: {', '.join(stage.spec.reference)}" if stage.spec.reference else "")
 

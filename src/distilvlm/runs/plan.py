@@ -80,6 +80,8 @@ class StagePlan:
     lr: float
     loss: dict[str, float]
     rows: dict[str, float | None]  # loss term -> mean rows per sample
+    schedule: dict[str, str] = field(default_factory=dict)  # weights that change, and the temperature, in words
+    compared_by: str = ""  # divergence and temperature, as far as they are not the default
     cost: StageCost | None = None  # None where it was not asked for, or the student is not here
     network: Traffic | None = None  # of a teacher elsewhere that is asked in training, where the data is here
 
@@ -248,6 +250,8 @@ def _stage(
         lr=stage.optim.lr,
         loss=weights,
         rows=rows,
+        schedule={name: str(ramp) for name, ramp in stage.loss.schedule.items()},
+        compared_by=stage.loss.compared_by,
         network=network,
     )
 

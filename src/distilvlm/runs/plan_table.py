@@ -29,7 +29,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     whole = plan.student.parameters
     sizes = [(whole, whole), *((stage.parameters, stage.active) for stage in plan.stages)]
     for stage, before in zip(plan.stages, sizes, strict=False):
-        terms = [f"{name} {weight:g} × {_rows(stage.rows[name])}" for name, weight in stage.loss.items()]
+        weights = {name: stage.schedule.get(name, f"{weight:g}") for name, weight in stage.loss.items()}
+        terms = [f"{name} {weight} × {_rows(stage.rows[name])}" for name, weight in weights.items()]
+        terms += [stage.compared_by] if stage.compared_by else []
         table.add_row(
             stage.name,
             "\n".join([*stage.transform, *_size(stage, before)]) or "–",

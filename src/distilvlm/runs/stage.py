@@ -141,6 +141,7 @@ class StageRun:
             material.updates,
             self._grouping,
             None if encoders is None else lambda batch: encoders.see(batch, self.stage),
+            self.stage.loss.schedule,
         )
         with self._events(position) as events:
             if events is not None and not position.update and (share := material.report.aligned) is not None:
@@ -310,6 +311,6 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def _told(update: Update) -> dict[str, Any]:
-    """An update as its event; where nothing is routed, there is nothing to tell of it."""
+    """An update as its event; where nothing is routed or changes, there is nothing to tell of it."""
     values = asdict(update)
-    return {name: value for name, value in values.items() if not name.endswith("routing") or value}
+    return {name: v for name, v in values.items() if v or name not in ("routing", "vision_routing", "scheduled")}

@@ -23,11 +23,12 @@ from distilvlm.data.grouping import Grouping
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward, routing
 from distilvlm.models.encoders import Seen
+from distilvlm.recipe.schedules import Ramp
 from distilvlm.recipe.schema import OptimSpec
 from distilvlm.teachers import Teacher
 
 from .optim import set_rates
-from .task import Agree, Task
+from .task import Agree, Task, objective_at
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class Update:
     samples: int
     seconds: float
     wait: float = 0.0  # seconds of these in which this process had no micro-batch to work on
+    scheduled: dict[str, float] = field(default_factory=dict)  # weights and temperature, of those that change
     routing: list[routing.LayerUse] = field(default_factory=list)  # of a sparse student, layer by layer
     vision_routing: list[routing.LayerUse] = field(default_factory=list)  # of a tower with experts, layer by layer
 
@@ -72,6 +74,7 @@ class Loop:
         spec: rates and schedule.
         updates: updates of the whole stage (the schedule's length).
         grouping: how micro-batches are made.
+        schedule: weights of the task's objective that change, and its temperature.
     """
 
     def __init__(
@@ -84,9 +87,11 @@ class Loop:
         updates: int,
         grouping: Grouping,
         see: Callable[[Batch], Mapping[str, Seen]] | None = None,
+        schedule: Mapping[str, Ramp] | None = None,
     ) -> None:
         self.accelerator, self.task, self.teacher, self.see = accelerator, task, teacher, see
         self.spec, self.updates, self.grouping = spec, updates, grouping
+        self.schedule, self._whole = schedule or {}, task.objective
         self.wrapped = accelerator.prepare_model(task)
         self.optimizer = optimizer
 
@@ -103,6 +108,8 @@ class Loop:
         started, waiting = time.perf_counter(), _Waiting()
         for number, samples, micro_batches in waiting.on(updates):
             rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
+            self.task.objective = objective_at(self._whole, self.schedule, number, self.updates)
+            now_at = {name: getattr(self.task.objective, name) for name in self.schedule}
             self.optimizer.zero_grad(set_to_none=True)
             sums: dict[str, float] = {}
             tallies: dict[str, Tensor] = {}
@@ -128,7 +135,8 @@ class Loop:
             use = {name: routing.used(self._summed(tally), self.task.top_k[name]) for name, tally in tallies.items()}
             now = time.perf_counter()
             loss = totals.pop("loss")
-            yield Update(number + 1, loss, totals, rate, norm, samples, now - started, waiting.taken(), **use)
+            spent, waited = now - started, waiting.taken()
+            yield Update(number + 1, loss, totals, rate, norm, samples, spent, waited, now_at, **use)
             started = time.perf_counter()
 
     def _looks_ahead(self, samples: int) -> bool:

@@ -7,6 +7,7 @@ error. Teachers and frozen towers stand outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from distilvlm.models.encoders import Seen
 from distilvlm.models.mixture import Choice, mixtures, tallied, watched
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import StageSpec, TeacherSpec
+from distilvlm.recipe.schedules import Ramp
 from distilvlm.teachers import Targets
 
 from .encoders import Comparison, adapters_of, rules_of
@@ -34,11 +36,16 @@ Agree = Callable[[Tensor], Tensor]
 
 def objective_of(stage: StageSpec, teacher: TeacherSpec | None = None) -> Objective:
     """The loss terms of a stage, compared with the recipe's teacher as it can be."""
-    given = stage.loss.model_dump()
+    given = stage.loss.model_dump(exclude={"schedule"})
     if teacher is not None and teacher.tokens == "aligned":
         given["divergence"] = "uld"  # no id means the same to both
     assign = teacher is not None and teacher.visual == "assignment"
     return Objective(**given, reference=frozenset(stage.reference), comparing=rules_of(stage), assign=assign)
+
+
+def objective_at(objective: Objective, schedule: Mapping[str, Ramp], update: int, updates: int) -> Objective:
+    """A stage's objective at `update` (0-based) of `updates`."""
+    return replace(objective, **{name: ramp.at(update, updates) for name, ramp in schedule.items()})
 
 
 class FrozenBaseError(RuntimeError):
@@ -50,7 +57,8 @@ class Task(nn.Module):
 
     Args:
         vlm: the student, with `requires_grad` already chosen for the stage.
-        objective: the stage's loss terms.
+        objective: the stage's loss terms, with those whose weight is 0 at some updates only; the loop sets what it is
+            at each update.
         teacher_head: the teacher's output head if a term needs it and it is here, [vocab_teacher, d_teacher].
         comparison: how the student is compared with encoders, where a term does so; its adapters are with the student.
         teacher_ids: length of the teacher's vocabulary, where no head tells it; None: at least the student's.
