@@ -96,6 +96,7 @@ class References:
     def _of(self, batch: Batch) -> Tensor:
         """[samples] log-probability of each answer."""
         given = self.teacher.targets(batch, batch.response_rows, batch.features)
+        assert given.hidden is not None and given.head is not None  # both kinds of reference are exact
         rows = batch.response_rows
         answers = Answers.of(given.hidden, given.head, rows, batch.owners_of(rows), rows, batch.response_targets)
         return answers.log_probabilities(batch.samples)
