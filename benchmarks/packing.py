@@ -124,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     base = measuring.prepare(options)
     student = model(options.layers, options.device)
-    choose(student, ["projector", "language"])
+    choose(student.model, ["projector", "language"])
     task = Task(student, Objective(), None).train()
     lengths = read(options.lengths, options.samples) if options.lengths else drawn(options.samples, options.longest)
     samples = [sample(number, length, student.embedding_rows) for number, length in enumerate(lengths)]
