@@ -101,6 +101,11 @@ class Objective:
         return bool(self.text or self.response or self.visual or self.relation or self.preference or self.balance)
 
     @property
+    def compares(self) -> bool:
+        """Whether a term compares with a teacher."""
+        return bool(self.response or self.visual or self.relation)
+
+    @property
     def preferred(self) -> Preferring:
         """The preference term."""
         own_z0 = "undetached_z0" in self.reference

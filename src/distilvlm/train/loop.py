@@ -69,7 +69,7 @@ class Loop:
         accelerator: devices, processes and mixed precision.
         task: the student with the stage's objective; prepared (wrapped) here.
         optimizer: over the task's trainable parameters.
-        teacher: None for a stage of text loss only.
+        teacher: None for a stage of text loss only; not asked at updates where no term compares with it.
         see: a batch, on the device, to what encoders see in its pictures; for a stage that compares with them.
         spec: rates and schedule.
         updates: updates of the whole stage (the schedule's length).
@@ -178,7 +178,7 @@ class Loop:
         tokens were routed."""
         batch, rows, features = self._at_hand(batch)
         targets = None
-        if self.teacher is not None:
+        if self.teacher is not None and self.task.objective.compares:
             shared = features if self.teacher.shares_vision else None
             with self.accelerator.autocast():
                 targets = self.teacher.targets(batch, rows, shared)
