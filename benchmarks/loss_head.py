@@ -74,7 +74,7 @@ def ours(sample: Sample, grams: tuple[Tensor | None, Tensor | None]) -> Tensor:
         sample.teacher,
         sample.teacher_head,
         rows=rows,
-        length=rows.numel(),
+        owners=torch.zeros_like(rows),
         response_rows=rows[sample.visual :],
         response_targets=sample.targets,
         visual_rows=rows[: sample.visual],

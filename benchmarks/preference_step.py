@@ -28,6 +28,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from distilvlm.data import Grouping
 from distilvlm.data.batch import CHOSEN, REJECTED, Batch, SampleKey
 from distilvlm.losses.answers import Answers
 from distilvlm.losses.objective import Objective
@@ -128,7 +129,8 @@ def look(teacher: VLM, batch: Batch) -> Tensor:
     with torch.no_grad():
         hidden = forward.hidden_states(teacher.model, teacher.layout, batch, batch.features)
         head, rows = forward.head_weight(teacher.model), batch.response_rows
-        answers = Answers.of(hidden.flatten(0, 1)[rows], head, rows, batch.length, rows, batch.response_targets)
+        owners = batch.owners_of(rows)
+        answers = Answers.of(hidden.flatten(0, 1)[rows], head, rows, owners, rows, batch.response_targets)
         return answers.log_probabilities(batch.samples)
 
 
@@ -187,7 +189,7 @@ class Contenders:
         objective = Objective(text=0, preference=1, preference_kind=kind)
         task = Task(self.student, objective, None)
         size = self.options.records // micro_batches
-        loop = Loop(self.accelerator, task, self.optimizer, None, self.spec, self.spec.updates or 1, size)
+        loop = Loop(self.accelerator, task, self.optimizer, None, self.spec, self.spec.updates or 1, Grouping(size))
 
         def run() -> None:
             for _ in loop.run([(0, self.options.records, batches)]):

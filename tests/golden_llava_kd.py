@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from distilvlm.losses import Objective, gram, linear_distillation
+from distilvlm.losses import Objective, Targets, gram, linear_distillation
 from distilvlm.losses.divergences import DIVERGENCES
 from distilvlm.losses.relation import relation_matrix
 from tests.golden_cases import GoldenCase, near
@@ -111,10 +111,9 @@ class TrainerCase:
         out = self.objective(
             student.flatten(0, 1)[rows],
             student_head,
-            teacher.flatten(0, 1)[rows],
-            teacher_head,
+            Targets(teacher.flatten(0, 1)[rows], teacher_head),
             rows=rows,
-            length=self.length,
+            owners=rows // self.length,
             response_rows=self.response_rows,
             response_targets=self.response_targets,
             visual_rows=self.visual_rows,

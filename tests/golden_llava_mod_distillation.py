@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from distilvlm.losses import Objective, Outcome, linear_distillation
+from distilvlm.losses import Objective, Outcome, Targets, linear_distillation
 from distilvlm.losses.divergences import forward_kl
 from tests.golden_cases import Reading
 from tests.golden_llava_kd import TrainerCase
@@ -97,10 +97,13 @@ def _through_objective(student: Tensor, teacher: Tensor, labels: Tensor) -> tupl
 def loss_of(objective: Objective, this: TrainerCase, rows: Tensor, *models: Tensor | None, **more: object) -> Outcome:
     """`models`: hidden states of the rows and head, of the student and of the teacher."""
     weights = torch.ones(this.samples)
+    student, head, *teacher = models
     return objective(
-        *models,  # type: ignore[arg-type]
+        student,  # type: ignore[arg-type]
+        head,  # type: ignore[arg-type]
+        Targets(*teacher),
         rows=rows,
-        length=this.length,
+        owners=rows // this.length,
         response_rows=this.response_rows,
         response_targets=this.response_targets,
         visual_rows=this.visual_rows,
@@ -150,14 +153,14 @@ def check_trainer(reading: Reading) -> None:
     this = TrainerCase.of(labels, 0, 0, 0)
     entropy = _entropy(teacher.flatten(0, 1), torch.ones(tokens, head.shape[0], dtype=torch.bool))
     entropy = entropy[(labels != -100).flatten()].mean()
-    mask = (labels != -100).long()  # the reference lets padding count
+    owners = torch.arange(len(labels)).unsqueeze(1).expand_as(labels).flatten()  # the reference lets padding count
 
     def run(text: float, balance: float, switches: set[str]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         objective = Objective(text=text, response=1, balance=balance, reference=frozenset(switches))
         rows = objective.rows(this.response_rows, this.visual_rows)
         student_head, eye = head.clone().requires_grad_(), torch.eye(head.shape[0])
         student, taught = hidden.flatten(0, 1)[rows], teacher.flatten(0, 1)[rows]
-        more = {"router_probabilities": routed if balance else (), "attention_mask": mask}
+        more = {"router_probabilities": routed if balance else (), "position_owners": owners}
         out = loss_of(objective, this, rows, student, student_head, taught, eye, **more)
         out.loss.backward()
         assert student_head.grad is not None

@@ -52,7 +52,12 @@ class Pairs:
         this, logits = TrainerCase.of(self.labels[side], 0, 0, 0), self.logits[who][side]
         rows = this.response_rows
         answers = Answers.of(
-            logits.flatten(0, 1)[rows], torch.eye(logits.shape[-1]), rows, this.length, rows, this.response_targets
+            logits.flatten(0, 1)[rows],
+            torch.eye(logits.shape[-1]),
+            rows,
+            rows // this.length,
+            rows,
+            this.response_targets,
         )
         return answers.log_probabilities(this.samples)
 
@@ -185,7 +190,7 @@ class Pairs:
             None,
             preferences=Preferences(torch.tensor([1, -1]).repeat(this.samples // 2), known),
             router_probabilities=routed,
-            attention_mask=(labels != -100).long(),
+            position_owners=torch.where(labels != -100, torch.arange(len(labels)).unsqueeze(1), -1).flatten(),
         )
         out.loss.backward()
         assert logits.grad is not None

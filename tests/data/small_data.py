@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,24 @@ def make_tokenizer(
         tokenizer.post_processor = processors.Sequence(steps)
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token=bos, pad_token=eos)
+    fast.chat_template = chat_template
+    return fast
+
+
+def exact_tokenizer(
+    merges: Sequence[tuple[str, str]] = (),
+    chat_template: str = CHATML,
+    eos: str = "<|im_end|>",
+    bos: str | None = None,
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of exactly these merges, which may go across words."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*SPECIAL, *alphabet, *(left + right for left, right in merges)]
+    backend = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos, pad_token=eos)
     fast.chat_template = chat_template
     return fast
 

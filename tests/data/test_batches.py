@@ -20,6 +20,7 @@ from distilvlm.data import (
     Batch,
     DataError,
     DataReport,
+    Grouping,
     Order,
     StageData,
     batches,
@@ -224,7 +225,8 @@ def test_a_picture_that_breaks_later_stops_or_stands_in(tmp_path, images):
 
 
 def collected(data: StageData, order: Order, first: int, last: int, **settings) -> list[tuple[int, list[Batch]]]:
-    return list(batches(data, order, first, last, **settings))
+    made = batches(data, order, first, last, **settings)
+    return [(update, list(micro_batches)) for update, micro_batches in made]
 
 
 def make_order(data: StageData, batch: int = 4, order: str = "random") -> Order:
@@ -235,7 +237,7 @@ def make_order(data: StageData, batch: int = 4, order: str = "random") -> Order:
 def test_the_loader_draws_from_no_global_generator(tmp_path, images, workers):
     data = stage_data(tmp_path, mixed_rows(images, 6), pictures=PictureSpec(augment=Augmentation(flip=0.5)))
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    collected(data, make_order(data), 0, 3, micro_batch=2, workers=workers)
+    collected(data, make_order(data), 0, 3, grouping=Grouping(2), workers=workers)
     assert before[0].equal(torch.get_rng_state())
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
@@ -243,7 +245,7 @@ def test_the_loader_draws_from_no_global_generator(tmp_path, images, workers):
 def test_two_workers_give_the_same_batches_as_none(tmp_path, images):
     spec = PictureSpec(augment=Augmentation(flip=0.5, crop=0.5))
     data = stage_data(tmp_path, mixed_rows(images, 10), pictures=spec)
-    settings = {"first": 1, "last": 7, "micro_batch": 2, "rank": 1, "world": 2}
+    settings = {"first": 1, "last": 7, "grouping": Grouping(2), "rank": 1, "world": 2}
     alone = collected(data, make_order(data), **settings)
     helped = collected(data, make_order(data), **settings, workers=2)
     assert [update for update, _ in alone] == [update for update, _ in helped] == list(range(1, 7))
@@ -259,7 +261,7 @@ def test_any_number_of_ranks_sees_each_sample_once_an_epoch(tmp_path, images, wo
     seen = [
         key.row
         for rank in range(world)
-        for _, made in collected(data, order, 3, 6, rank=rank, world=world, micro_batch=2)
+        for _, made in collected(data, order, 3, 6, rank=rank, world=world, grouping=Grouping(2))
         for batch in made
         for key in batch.keys
     ]
@@ -280,6 +282,28 @@ def test_continuing_at_update_1000_decodes_nothing_of_the_first_1000(tmp_path, i
     whole = [[str(path) for path in data.record(index).images] for _, index in order.update(1000)]
     ((update, _),) = collected(data, order, 1000, 1001)
     assert update == 1000 and decodes == list(itertools.chain(*whole))
+
+
+def test_an_update_begins_before_its_last_picture_is_decoded(tmp_path, images, decodes):
+    rows = [llava_row(n, images[n % 4], "<image>\nq", "red") for n in range(8)]
+    data = stage_data(tmp_path, rows)
+    made = batches(data, make_order(data, batch=8), 0, 2, grouping=Grouping(2))
+    _, first = next(made)
+    assert len(first) == 4 and not decodes
+    next(iter(first))
+    assert len(decodes) == 2
+    _, second = next(made)  # what is left of the first is passed over
+    assert sum(batch.samples for batch in second) == 8
+
+
+def test_workers_keep_step_where_an_update_is_left_early(tmp_path, images):
+    data = stage_data(tmp_path, mixed_rows(images, 8))
+    settings = {"grouping": Grouping(tokens=128, packed=True)}
+    expected = collected(data, make_order(data), 0, 3, **settings)
+    for (update, whole), (number, part) in zip(
+        expected, batches(data, make_order(data), 0, 3, workers=2, **settings), strict=True
+    ):
+        assert update == number and len(whole) == len(part) and same(next(iter(part)), whole[0])
 
 
 def test_an_error_in_a_worker_names_the_sample(tmp_path, images):

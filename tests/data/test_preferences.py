@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distilvlm import cli
-from distilvlm.data import DataError, Order, Sample, StageData, batches, geometry, raise_or_quarantine, read
+from distilvlm.data import DataError, Grouping, Order, Sample, StageData, batches, geometry, raise_or_quarantine, read
 from distilvlm.data.batch import CHOSEN, IGNORED, MISMATCHED, REJECTED
 from distilvlm.data.collate import collate
 from distilvlm.data.problems import RowError
@@ -333,12 +333,12 @@ def test_a_pictures_content_is_read_once(tmp_path, monkeypatch):
 def test_loaders_give_preferences_in_any_number_of_processes(tmp_path, rows):
     data = stage_data(tmp_path, rows, reference_reader=lambda index: (0.0, float(index)))
     order = Order(len(data), 2, 5, "pd", "grouped", data.lengths, data.picture_counts, data.mixture)
-    made = list(batches(data, order, 0, 2, micro_batch=2))
-    assert [batch.samples for _, micro in made for batch in micro] == [4, 2]
-    rows_seen = [key.row for _, micro in made for batch in micro for key in batch.keys]
+    made = [list(micro) for _, micro in batches(data, order, 0, 2, grouping=Grouping(2))]
+    assert [batch.samples for micro in made for batch in micro] == [4, 2]
+    rows_seen = [key.row for micro in made for batch in micro for key in batch.keys]
     assert sorted(rows_seen) == [0, 0, 1, 1, 2, 2] and rows_seen[::2] == rows_seen[1::2]
-    helped = list(batches(data, order, 0, 2, micro_batch=2, workers=2))
-    for (_, left), (_, right) in zip(made, helped, strict=True):
+    helped = [list(micro) for _, micro in batches(data, order, 0, 2, grouping=Grouping(2), workers=2)]
+    for left, right in zip(made, helped, strict=True):
         for one, other in zip(left, right, strict=True):
             assert one.input_ids.equal(other.input_ids)
             assert one.roles is not None and other.roles is not None and one.roles.equal(other.roles)

@@ -70,19 +70,16 @@ def test_updates_of_fractional_epochs(epochs, expected):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-@pytest.mark.parametrize("micro_batch", [1, 2, 5])
-def test_ranks_share_all_samples_exactly_once(world, micro_batch):
+def test_ranks_share_all_samples_exactly_once(world):
     indices = list(range(7))
-    ranks = shares(indices, world, micro_batch)
+    ranks = shares(indices, world)
     assert len(ranks) == world
-    assert sorted(itertools.chain(*itertools.chain(*ranks))) == indices
-    assert all(0 < len(micro) <= micro_batch for rank in ranks for micro in rank)
-    assert max(sum(map(len, rank)) for rank in ranks) - min(sum(map(len, rank)) for rank in ranks) <= 1
+    assert sorted(itertools.chain(*ranks)) == indices
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
-def test_a_rank_without_samples_has_no_micro_batch():
-    assert shares([4, 2], 3, 1) == [[[4]], [[2]], []]
-    assert shares(list(range(7)), 1, 2) == [[[0, 1], [2, 3], [4, 5], [6]]]
+def test_a_rank_without_samples_has_no_share():
+    assert shares([4, 2], 3) == [[4], [2], []]
 
 
 def test_grouped_needs_lengths():

@@ -14,13 +14,13 @@ from transformers import AutoConfig, AutoModel
 
 from distilvlm.data import read
 from distilvlm.data.stage import stage_data
-from distilvlm.doctor import Finding, doctor, examine, preparation
+from distilvlm.doctor import Finding, doctor, examine
 from distilvlm.models import build
 from distilvlm.models.save import save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
 from distilvlm.recipe.schema import ModelSpec
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import LocalTeacher, loading
 from tests.runs.tiny import VISION, language, write_recipe
 
 Examine = Callable[..., list[Finding]]
@@ -75,7 +75,7 @@ def build_once(monkeypatch: pytest.MonkeyPatch, models: dict[str, VLM]) -> None:
             models[key] = build(spec, seed, **options)
         return models[key]
 
-    monkeypatch.setattr(preparation, "build", once)
+    monkeypatch.setattr(loading, "build", once)
 
 
 @pytest.fixture

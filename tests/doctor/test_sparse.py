@@ -386,14 +386,14 @@ def test_a_preference_loss_of_equals_that_is_not_what_it_must_be_is_our_own_faul
 
 def test_a_balance_that_is_not_positive_is_our_own_fault(look_at: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     right = objective.balance_of_samples
-    monkeypatch.setattr(objective, "balance_of_samples", lambda p, mask: -right(p, mask))
+    monkeypatch.setattr(objective, "balance_of_samples", lambda *given: -right(*given))
     told = only(look_at(), "terms.positive", "error", "never below 1", "report it")
     assert [finding.stage for finding in told] == ["d2s", "pd"]
 
 
 def test_a_student_of_experts_that_are_not_finite(look_at: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     right = objective.balance_of_samples
-    monkeypatch.setattr(objective, "balance_of_samples", lambda p, mask: right(p, mask) * float("nan"))
+    monkeypatch.setattr(objective, "balance_of_samples", lambda *given: right(*given) * float("nan"))
     told = only(look_at(), "terms.finite", "error", "balance: not a finite number")
     assert [finding.stage for finding in told] == ["d2s", "pd"]
 

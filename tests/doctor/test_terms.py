@@ -15,6 +15,7 @@ from distilvlm.doctor.parts import trained
 from distilvlm.models import load
 from distilvlm.models.save import save
 from distilvlm.teachers import Targets
+from distilvlm.train import objective_of
 
 from .conftest import Examine, examined, material, only, said, write_model
 from .test_models import ALONE, TEXT_ONLY
@@ -28,7 +29,7 @@ def test_every_term_is_zero_for_equals_and_more_for_unequals(place: Path) -> Non
     recipe, student, teacher, data, _ = material(place)
     stage = recipe.stages[2]
     leaves = trained(student, stage.train)
-    objective = trial.Objective(**stage.loss.model_dump())
+    objective = objective_of(stage)
     with trial.untouched(student.model, teacher.vlm.model):
         trials = trial.try_terms(student, teacher, objective, leaves, trial.samples_of(data["dft"]))
     assert list(trials) == ["text", "response", "visual", "relation"]

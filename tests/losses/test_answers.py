@@ -48,9 +48,8 @@ class World:
             self.hidden.flatten(0, 1)[rows],
             self.head,
             None,
-            None,
             rows=rows,
-            length=LENGTH,
+            owners=rows // LENGTH,
             response_rows=response,
             response_targets=self.predicted.flatten()[response],
             visual_rows=response[:0],
@@ -218,7 +217,9 @@ def test_what_is_told_beside_the_loss(world: World):
 def test_log_probabilities_of_answers_are_exact_sums_without_gradient(world: World):
     response = torch.nonzero(world.predicted.flatten() != -100).squeeze(1)
     targets = world.predicted.flatten()[response]
-    answers = Answers.of(world.hidden.flatten(0, 1)[response], world.head, response, LENGTH, response, targets)
+    answers = Answers.of(
+        world.hidden.flatten(0, 1)[response], world.head, response, response // LENGTH, response, targets
+    )
     found = answers.log_probabilities(8)
     close(found, world.logps().detach())
     assert not found.requires_grad and found.dtype == torch.float64
@@ -248,6 +249,6 @@ def test_a_preference_stage_says_what_it_needs_and_refuses_to_go_without(world: 
     rows = torch.tensor([2, 3])
     with pytest.raises(ValueError, match="needs roles and reference log-probabilities"):
         objective(
-            world.hidden.flatten(0, 1)[rows], world.head, None, None, rows, LENGTH, rows, rows, rows[:0],
+            world.hidden.flatten(0, 1)[rows], world.head, None, rows, rows // LENGTH, rows, rows, rows[:0],
             torch.ones(2), 1,
         )  # fmt: skip

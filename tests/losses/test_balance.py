@@ -102,16 +102,15 @@ def term(
             torch.zeros(samples, 3, dtype=torch.float64),
             torch.zeros(5, 3, dtype=torch.float64),
             None,
-            None,
             rows=rows,
-            length=LENGTH,
+            owners=rows // LENGTH,
             response_rows=rows,
             response_targets=rows * 0,
             visual_rows=rows[:0],
             sample_weights=weights,
             samples_in_update=samples_in_update,
             router_probabilities=[z.softmax(-1).flatten(0, 1) for z in layers],
-            attention_mask=mask,
+            position_owners=torch.where(mask.bool(), torch.arange(samples).unsqueeze(1), -1).flatten(),
             preferences=None if roles is None else Preferences(roles, torch.zeros(samples, dtype=torch.float64)),
         ).loss
 

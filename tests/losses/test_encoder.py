@@ -239,12 +239,12 @@ def test_terms_of_pictures_are_added_to_those_of_language():
     given = Pictures(OWNERS, pairs(), PROBABILITIES)
     arguments: dict[str, Any] = {"rows": rows, "length": 1, "response_rows": rows, "response_targets": rows}
     arguments |= {"visual_rows": rows[:0], "sample_weights": WEIGHTS, "samples_in_update": 4}
-    text = Objective(text=1)(hidden, head, None, None, **arguments)
+    text = Objective(text=1)(hidden, head, None, **arguments)
     seen = objective().of_pictures(given, WEIGHTS, 4)
-    both = objective(text=1)(hidden, head, None, None, **arguments, pictures=given)
+    both = objective(text=1)(hidden, head, None, **arguments, pictures=given)
     torch.testing.assert_close(both.loss, text.loss + seen.loss)
     assert both.terms == text.terms | seen.terms
-    none = objective(text=1)(hidden, head, None, None, **arguments)  # a micro-batch without pictures
+    none = objective(text=1)(hidden, head, None, **arguments)  # a micro-batch without pictures
     assert torch.equal(none.loss, text.loss)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from distilvlm.losses import linear, linear_distillation
 from distilvlm.losses.divergences import DIVERGENCES
@@ -56,6 +56,14 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return (p * (p.log() - q.log())).sum(-1)
 
 
+def uld(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of logits over vocabularies of any two sizes."""
+    ranked = [logits.softmax(-1).sort(-1, descending=True).values for logits in (student, teacher)]
+    longest = max(probabilities.shape[-1] for probabilities in ranked)
+    s, t = (pad(probabilities, (0, longest - probabilities.shape[-1])) for probabilities in ranked)
+    return (s - t).abs().sum(-1)
+
+
 def reference(case: Case, divergence: str = "forward_kl", temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     common = min(len(case.student_head), len(case.teacher_head))
     student = case.student @ case.student_head.T
@@ -67,6 +75,7 @@ def reference(case: Case, divergence: str = "forward_kl", temperature: float = 1
         "jensen_shannon": lambda: 0.9 * kl(s, 0.1 * t + 0.9 * s) + 0.1 * kl(t, 0.1 * t + 0.9 * s),
         "skew_forward_kl": lambda: kl(t, 0.1 * t + 0.9 * s),
         "skew_reverse_kl": lambda: kl(s, 0.9 * t + 0.1 * s),
+        "uld": lambda: uld(student / temperature, (case.teacher @ case.teacher_head.T) / temperature),
     }[divergence]()
     text = cross_entropy(student, case.labels, reduction="none", ignore_index=-100)
     return (case.text_weight * text + case.divergence_weight * value).sum(), text, value
@@ -87,6 +96,24 @@ def test_loss_and_gradients_match_autograd(divergence, vocabularies, temperature
     close(out.text, text * (this.text_weight != 0))
     close(out.divergence, value * (this.divergence_weight != 0))
     for actual, wanted in zip(this.gradients(3 * out.loss), this.gradients(3 * expected), strict=True):
+        close(actual, wanted)
+
+
+@pytest.mark.parametrize("mix", [0.3, 0.5])
+@pytest.mark.parametrize("divergence", ["jensen_shannon", "skew_forward_kl", "skew_reverse_kl"])
+def test_the_share_of_a_mixture_may_be_chosen(divergence, mix):
+    this = replace(case(), text_weight=torch.zeros(23))
+    s, t = (this.student @ this.student_head.T).softmax(-1), (this.teacher @ this.teacher_head.T).softmax(-1)
+    middle = {"skew_forward_kl": mix * t + (1 - mix) * s}.get(divergence, (1 - mix) * t + mix * s)
+    value = {
+        "jensen_shannon": lambda: mix * kl(s, middle) + (1 - mix) * kl(t, middle),
+        "skew_forward_kl": lambda: kl(t, middle),
+        "skew_reverse_kl": lambda: kl(s, middle),
+    }[divergence]()
+    expected = (this.divergence_weight * value).sum()
+    out = this.run(divergence=divergence, mix=mix)
+    close(out.loss, expected)
+    for actual, wanted in zip(this.gradients(out.loss), this.gradients(expected), strict=True):
         close(actual, wanted)
 
 
@@ -243,6 +270,7 @@ def test_autocast_multiplies_in_bf16_and_keeps_an_fp32_gradient():
     [
         ({}, {"divergence": "total_variation"}, "known are forward_kl"),
         ({}, {"temperature": 0.0}, "temperature must be positive"),
+        ({}, {"divergence": "reverse_kl", "mix": 0.5}, "reverse_kl mixes nothing"),
         ({"labels": torch.zeros(4, dtype=torch.long)}, {}, "labels has 4 rows, student_hidden 23"),
         ({"teacher": None, "teacher_head": None}, {}, "there is no teacher"),
         ({"student_head": torch.zeros(30, 8, dtype=torch.float16)}, {}, "cannot work in fp16"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from distilvlm.losses import Objective, gram
+from distilvlm.losses import Objective, Targets, gram
 
 LENGTH = 12
 ALL = Objective(text=1.0, response=0.7, visual=0.4, relation=0.5, temperature=1.3)
@@ -42,14 +42,13 @@ class World:
 
         response, visual = flat("response"), flat("visual")
         rows = objective.rows(response, visual)
-        needs_teacher = "teacher.hidden" in objective.needs
+        teacher = torch.cat([sample.teacher for sample in samples])[rows]
         return objective(
             torch.cat([sample.student for sample in samples])[rows],
             self.student_head,
-            torch.cat([sample.teacher for sample in samples])[rows] if needs_teacher else None,
-            self.teacher_head if needs_teacher else None,
+            Targets(teacher, self.teacher_head) if len(objective.needs) > 1 else None,
             rows=rows,
-            length=LENGTH,
+            owners=rows // LENGTH,
             response_rows=response,
             response_targets=self.token[chosen].flatten()[response],
             visual_rows=visual,
@@ -164,7 +163,7 @@ def test_text_alone_asks_for_no_teacher_and_no_visual_rows():
 
 
 def test_rows_are_the_sorted_union():
-    assert ALL.needs == {"student.hidden", "teacher.hidden"}
+    assert ALL.needs == {"student.hidden", "teacher.responses", "teacher.visual", "teacher.relation"}
     assert ALL.rows(torch.tensor([3, 8]), torch.tensor([1, 2, 3])).tolist() == [1, 2, 3, 8]
 
 
@@ -185,7 +184,7 @@ def test_nothing_to_learn_is_zero_not_nan(world):
 def test_a_missing_teacher_is_refused(world):
     with pytest.raises(ValueError, match="compare with a teacher"):
         ALL(
-            world.samples[0].student, world.student_head, None, None, torch.arange(LENGTH), LENGTH, torch.tensor([4]),
+            world.samples[0].student, world.student_head, None, torch.arange(LENGTH), LENGTH, torch.tensor([4]),
             torch.tensor([1]), torch.tensor([0]), torch.ones(1), 1,
         )  # fmt: skip
 
@@ -193,7 +192,7 @@ def test_a_missing_teacher_is_refused(world):
 def test_rows_that_are_not_at_hand_are_refused(world):
     with pytest.raises(ValueError, match=r"Objective\.rows"):
         Objective()(
-            world.samples[0].student[:2], world.student_head, None, None, torch.tensor([0, 2]), LENGTH,
+            world.samples[0].student[:2], world.student_head, None, torch.tensor([0, 2]), LENGTH,
             torch.tensor([1]), torch.tensor([1]), torch.tensor([0]), torch.ones(1), 1,
         )  # fmt: skip
 

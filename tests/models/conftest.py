@@ -125,6 +125,7 @@ def make_batch():
             attention_mask=mask,
             placeholder_rows=placeholder_rows,
             pictures=torch.randint(0, 256, (pictures, 3, size, size), dtype=torch.uint8, generator=generator),
+            sizes=None,
         )
 
     return make_one

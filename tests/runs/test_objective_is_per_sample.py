@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+import distilvlm
+from distilvlm.data import DataError
 from distilvlm.runs.events import read_events
 
 from .conftest import Server, weights
@@ -50,16 +52,42 @@ def seven(tmp_path_factory: pytest.TempPathFactory, server: Server) -> tuple[Pat
     return path, directory / "whole"
 
 
-@pytest.mark.parametrize(("micro_batch", "world"), [(2, 1), (2, 2), (7, 2)], ids=["2+2+2+1", "2+2 | 2+1", "4 | 3"])
+ARRANGEMENTS = {
+    "2+2+2+1": ({"micro_batch": 2}, 1),
+    "2+2 | 2+1": ({"micro_batch": 2}, 2),
+    "4 | 3": ({"micro_batch": 7}, 2),
+    "by length": ({"tokens": 128}, 1),
+    "by length | by length": ({"tokens": 96}, 2),
+    "a line of 3, of 3, of 1": ({"micro_batch": 3, "packing": True}, 1),
+    "full lines | full lines": ({"tokens": 96, "packing": True, "workers": 1, "gradient_checkpointing": True}, 2),
+}
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_seven_samples_in_any_arrangement(
-    seven: tuple[Path, Path], server: Server, tmp_path: Path, micro_batch: int, world: int
+    seven: tuple[Path, Path], server: Server, tmp_path: Path, arrangement: str
 ) -> None:
     path, whole = seven
-    server.finish(path, tmp_path / "run", overrides={"machine.micro_batch": micro_batch}, world=world)
+    machine, world = ARRANGEMENTS[arrangement]
+    overrides = {f"machine.{name}": value for name, value in machine.items()}
+    server.finish(path, tmp_path / "run", overrides=overrides, world=world)
     torch.testing.assert_close(losses(tmp_path / "run"), losses(whole), atol=1e-5, rtol=1e-5)
     found, expected = weights(tmp_path / "run"), weights(whole)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_an_update_says_how_long_it_waited_for_its_data(seven: tuple[Path, Path]) -> None:
+    updates = [event for event in read_events(seven[1] / "events.jsonl") if event["event"] == "update"]
+    assert all(0 < event["wait"] < event["seconds"] for event in updates)
+
+
+def test_a_budget_that_the_longest_row_does_not_fit_stops_before_the_first_step(
+    seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"its longest row has (\d+) positions .* which has 40. Set machine.tokens to"):
+        distilvlm.run(seven[0], ["machine.tokens=40"], directory=tmp_path / "run")
+    assert not (tmp_path / "run" / "events.jsonl").exists()
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -174,9 +174,9 @@ def test_what_has_done_its_work_leaves_memory_and_the_teacher_is_asked_once(
         teachers.extend(weakref.ref(one) for one in (teacher, teacher.vlm.model))
         return teacher
 
-    def asked(self: References, data: Any, indices: list[int], micro_batch: int) -> Any:
+    def asked(self: References, data: Any, indices: list[int], grouping: Any) -> Any:
         looked.extend(indices)
-        return look(self, data, indices, micro_batch)
+        return look(self, data, indices, grouping)
 
     def trained(self: StageRun, *arguments: Any) -> None:
         there[self.stage.name] = [one() is not None for one in teachers]

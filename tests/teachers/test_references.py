@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from distilvlm.data import StageData, read
+from distilvlm.data import Grouping, StageData, read
 from distilvlm.data.collate import collate
 from distilvlm.data.stage import stage_data
 from distilvlm.models import forward
@@ -55,7 +55,7 @@ def lines(directory: Path) -> list[str]:
 
 
 def test_they_are_the_teacher_s_log_probabilities(teacher: LocalTeacher, data: StageData, tmp_path: Path) -> None:
-    found = References(tmp_path, teacher, "fp32").fill(data, micro_batch=3)
+    found = References(tmp_path, teacher, "fp32").fill(data, grouping=Grouping(3))
     assert len(found) == 8
     for index, pair in found.items():
         batch = collate([data[0, index]])
@@ -74,17 +74,17 @@ def test_they_are_the_teacher_s_log_probabilities(teacher: LocalTeacher, data: S
 def test_every_record_is_looked_at_once_however_often_it_comes(
     teacher: LocalTeacher, data: StageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = References(tmp_path, teacher, "fp32").fill(data, micro_batch=3)
+    first = References(tmp_path, teacher, "fp32").fill(data, grouping=Grouping(3))
     assert len(lines(tmp_path)) == 7
     monkeypatch.setattr(References, "_look", lambda *_: pytest.fail("the teacher was asked again"))
-    assert References(tmp_path, teacher, "fp32").fill(data, micro_batch=1) == first
+    assert References(tmp_path, teacher, "fp32").fill(data, grouping=Grouping(1)) == first
 
 
 def test_only_records_that_a_stage_shows_are_looked_at(
     teacher: LocalTeacher, data: StageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = References(tmp_path / "every", teacher, "fp32").fill(data, micro_batch=3)
-    some = References(tmp_path / "some", teacher, "fp32").fill(data, micro_batch=3, shown={5, 1})
+    every = References(tmp_path / "every", teacher, "fp32").fill(data, grouping=Grouping(3))
+    some = References(tmp_path / "some", teacher, "fp32").fill(data, grouping=Grouping(3), shown={5, 1})
     assert [*some] == [1, 5]
     assert all(some[index] == pytest.approx(every[index], rel=1e-6) for index in some)
     assert len(lines(tmp_path / "some")) == 2
@@ -95,13 +95,13 @@ def test_after_a_kill_they_are_the_same_bit_for_bit(
 ) -> None:
     """Files are of two records; whichever of them are there, the others are computed as they would have been."""
     monkeypatch.setattr(references, "RECORDS", 2)
-    whole = References(tmp_path / "whole", teacher, "fp32").fill(data, micro_batch=2)
+    whole = References(tmp_path / "whole", teacher, "fp32").fill(data, grouping=Grouping(2))
     files = sorted((tmp_path / "whole").rglob("*.jsonl"))
     assert len(files) == 4
     for lost in files:
         kept = lost.read_bytes()
         lost.unlink()
-        assert References(tmp_path / "whole", teacher, "fp32").fill(data, micro_batch=2) == whole
+        assert References(tmp_path / "whole", teacher, "fp32").fill(data, grouping=Grouping(2)) == whole
         assert lost.read_bytes() == kept
 
 
@@ -109,15 +109,15 @@ def test_processes_share_the_work_although_one_is_late(
     teacher: LocalTeacher, data: StageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(references, "RECORDS", 2)
-    alone = References(tmp_path / "alone", teacher, "fp32").fill(data, micro_batch=2)
+    alone = References(tmp_path / "alone", teacher, "fp32").fill(data, grouping=Grouping(2))
     together, looked = Barrier(2), {0: 0, 1: 0}
 
     class Share(References):
         rank = 0
 
-        def _look(self, data: StageData, indices: list[int], micro_batch: int) -> list[tuple[float, float]]:
+        def _look(self, data: StageData, indices: list[int], grouping: Grouping) -> list[tuple[float, float]]:
             looked[self.rank] += len(indices)
-            return super()._look(data, indices, micro_batch)
+            return super()._look(data, indices, grouping)
 
     def process(rank: int) -> dict[int, tuple[float, float]]:
         store = Share(tmp_path / "two", teacher, "fp32")
@@ -127,7 +127,7 @@ def test_processes_share_the_work_although_one_is_late(
         def wait() -> None:
             together.wait(60)
 
-        return store.fill(data, micro_batch=2, rank=rank, world=2, wait=wait)
+        return store.fill(data, grouping=Grouping(2), rank=rank, world=2, wait=wait)
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(process, (0, 1))) == [alone, alone]
@@ -138,10 +138,10 @@ def test_processes_share_the_work_although_one_is_late(
 def test_another_teacher_or_precision_is_another_store(
     recipe: Recipe, teacher: LocalTeacher, data: StageData, tmp_path: Path
 ) -> None:
-    ours = References(tmp_path, teacher, "fp32").fill(data, micro_batch=4)
-    theirs = References(tmp_path, teacher_of(recipe, seed=5), "fp32").fill(data, micro_batch=4)
+    ours = References(tmp_path, teacher, "fp32").fill(data, grouping=Grouping(4))
+    theirs = References(tmp_path, teacher_of(recipe, seed=5), "fp32").fill(data, grouping=Grouping(4))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = References(tmp_path, teacher, "bf16").fill(data, micro_batch=4)
+        rounded = References(tmp_path, teacher, "bf16").fill(data, grouping=Grouping(4))
     assert len(list(tmp_path.iterdir())) == 3
     assert all(a != b for a, b in zip(ours.values(), theirs.values(), strict=True))
     assert all(a != b and a == pytest.approx(b, rel=0.05) for a, b in zip(ours.values(), rounded.values(), strict=True))

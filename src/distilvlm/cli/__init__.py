@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from . import cache, checkpoints, commands, data, doctor, encoders, grounding, hallucination, report, text
+from . import cache, checkpoints, commands, data, doctor, encoders, grounding, hallucination, report, teach, text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +27,7 @@ app.add_typer(encoders.app)
 app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)
+app.add_typer(teach.app)
 app.add_typer(text.app)
 
 

@@ -1,10 +1,11 @@
 """What a stage costs: memory, time and disk, estimated before it runs and measured while it does."""
 
 from .look import Look
+from .machine import this_machine
 from .meter import Measured, Meter
 from .numbers import as_bytes, as_seconds
 from .side_by_side import compare, line, load, record
-from .stages import StageCost, estimate, this_machine
+from .stages import StageCost, estimate
 
 __all__ = [
     "Look",

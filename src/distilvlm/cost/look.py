@@ -1,4 +1,5 @@
-"""What it takes, before a stage of preferences begins, that the teacher looks once at every record that it shows."""
+"""What it takes, before a stage begins, that the teacher looks once at every record that it shows: at preferences, or
+to fill a cache."""
 
 from __future__ import annotations
 
@@ -12,4 +13,4 @@ class Look:
     records: int | None
     peak_memory_bytes: int | None  # with the student, which waits
     seconds: float | None
-    disk_bytes: int | None  # the log-probabilities that are kept in the run's directory
+    disk_bytes: int | None  # what is kept of it, in the run's directory or in the cache

@@ -23,6 +23,7 @@ from distilvlm.losses.objective import Objective
 from distilvlm.models import forward, parts
 from distilvlm.models.stages import Choosing
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe.teachers import KeepSpec
 
 from .scale import Lines, Make, depth, lines, scale_model, train_only, trained
 from .step import Step, cut_rows, features_like
@@ -47,6 +48,7 @@ class Situation:
     autocast: torch.dtype | None
     checkpointing: bool
     choosing: Choosing = ("argmax", None)  # of a sparse student's routers
+    kept: KeepSpec | None = None  # of a teacher whose targets are read from disk
 
 
 Watch = Callable[[Situation, FakeTensorMode, Sequence[int], int, Sequence[int], Batch], dict[str, int]]
@@ -96,8 +98,8 @@ def phases(situation: Situation) -> dict[str, int]:
 
 
 def looking(situation: Situation, teacher: VLM) -> int:
-    """Most bytes held while a teacher gives log-probabilities to the answers of a micro-batch, beyond weights and the
-    batch."""
+    """Most bytes held while a teacher gives log-probabilities to the answers of a micro-batch of preferences, or hidden
+    rows to be kept, beyond weights and the batch."""
     alone = replace(situation, student=teacher, teacher=None, vision_trains=False)
     return max(_extrapolated(alone, _watch_looking).values())
 
@@ -106,7 +108,9 @@ def _extrapolated(situation: Situation, watch: Watch) -> dict[str, int]:
     blocks = depth(situation.student)[1]
     # Not from one block: what comes and goes between two has its most only where there are two.
     students = lines(situation.student, 2)
-    teachers: Lines = [([], 1.0)] if situation.teacher is None else lines(situation.teacher, 2)
+    teachers: Lines = [([], 1.0)]
+    if situation.teacher is not None:
+        teachers = lines(situation.teacher, 2) if situation.kept is None else [([0], 1.0)]  # which does not run
     batch = situation.batch
     rows = max(1, situation.objective.rows(batch.response_rows, batch.visual_rows).numel())
     few = min(1.0, 8 / rows)
@@ -155,9 +159,9 @@ def _watch(
     if batch.features is not None:
         given = {"pictures": canvas, "features": None} if s.vision_trains else {"features": make(batch.features)}
         batch = replace(batch, **given)
-    step = Step(student, guide, s.objective, batch, s.autocast, torch.device("cpu"))
+    step = Step(student, guide, s.objective, batch, s.autocast, torch.device("cpu"), kept=s.kept)
     grams = step.grams()
-    theirs = None if guide is None else features_like(s.batch, guide)
+    theirs = None if guide is None else features_like(s.batch.teacher or s.batch, guide)
     found: dict[str, int] = {}
     if s.accumulates:
         for part in members.values():
@@ -199,8 +203,9 @@ def _watch_looking(
             step.batch = replace(step.batch, features=step.vision(canvas))
         hidden = step.targets()
         assert hidden is not None
-        with torch.no_grad(), step.cast():
-            step.log_probabilities(hidden, forward.head_weight(teacher.model))
+        if s.objective.preference:
+            with torch.no_grad(), step.cast():
+                step.log_probabilities(hidden, forward.head_weight(teacher.model))
     return {"look": live.peak}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from distilvlm.data import Batch, Order, StageData
+from distilvlm.data import Batch, Grouping, Order, StageData
 from distilvlm.data.batch import CHOSEN, IGNORED, MISMATCHED, REJECTED, SampleKey
 from distilvlm.data.collate import collate
 from distilvlm.data.problems import RowError
@@ -65,11 +65,11 @@ def of_stage(
     Raises:
         DataError: none of the rows that were looked at can be used.
     """
-    stage, micro_batch = recipe.stages[index], recipe.machine.micro_batch
+    stage, grouping = recipe.stages[index], Grouping.of(recipe.machine, recipe.stages[index])
 
     def size(batch: Batch) -> tuple[int, int]:
         rows = objective.rows(batch.response_rows, batch.visual_rows)
-        return batch.samples * batch.length, rows.numel()
+        return batch.input_ids.numel(), rows.numel()
 
     width = student.model.config.vision_config.hidden_size  # pyright: ignore
     if data is None:
@@ -79,13 +79,16 @@ def of_stage(
             other = MISMATCHED if objective.preference_kind == "kto_unpaired" else REJECTED
             sample = replace(sample, role=CHOSEN, second=replace(sample, role=other))
         own = -(-stage.optim.batch // world)
-        together = min(micro_batch, own)
-        batch = collate([sample] * together)
+        lengths = [len(sequence.input_ids) for sequence in sample.sequences]
+        if grouping.tokens is not None:  # what stands in for the data may be longer than it is
+            grouping = replace(grouping, tokens=max(grouping.tokens, grouping.positions(lengths)))
+        together = [len(group) for group in grouping.split([(0, at) for at in range(own)], lambda _: lengths)]
+        batch = collate([sample] * together[0], grouping.packed)
         updates = stage.optim.updates
         if updates is None and samples is not None:
             updates = Order(samples, stage.optim.batch, 0, "").total_updates(stage.optim.epochs)
         text = len(sample.input_ids) - student.layout.placeholders
-        counts = [size(batch)] * (own // together)
+        counts = [size(collate([sample] * count, grouping.packed)) for count in together]
         answers = ", with each of its two answers" if objective.preference else ""
         assumed = f"its data is not here: every row is taken for one picture and {text} positions of text{answers}"
         return Shapes([counts], batch, batch, None, updates, samples, assumed)
@@ -96,11 +99,13 @@ def of_stage(
     numbers = sorted({int(number) for number in np.linspace(0, total - 1, count)})
     made: list[list[Batch]] = []
     for number in numbers:
-        groups = shares([at for _, at in order.update(number)], world, micro_batch)[0]
-        made.append([collate([_sample(data, width, at) for at in group]) for group in groups])
+        groups = grouping.split(shares(order.update(number), world)[0], data.sequence_lengths)
+        made.append([collate([_sample(data, width, at) for _, at in group], grouping.packed) for group in groups])
     batches = sorted((batch for update in made for batch in update), key=size)
-    group = _largest_group(data, order, total, world, micro_batch)
-    largest = max([collate([_sample(data, width, at) for at in group]), batches[-1]], key=size)
+    largest = batches[-1]
+    if grouping.tokens is None:  # else all of them are of about one size
+        group = _largest_group(data, order, total, world, grouping)
+        largest = max([collate([_sample(data, width, at) for at in group], grouping.packed), largest], key=size)
     return Shapes(
         updates=[[size(batch) for batch in update] for update in made],
         typical=batches[len(batches) // 2],
@@ -141,15 +146,15 @@ def _assumed(student: VLM, width: int, read: int, learned: int, max_length: int)
     )
 
 
-def _largest_group(data: StageData, order: Order, total: int, world: int, micro_batch: int) -> list[int]:
+def _largest_group(data: StageData, order: Order, total: int, world: int, grouping: Grouping) -> list[int]:
     """The samples of the micro-batch with the most words and visual tokens, of the updates looked at."""
-    lengths = data.lengths
+    words = data.lengths
     groups = (
-        group
+        [index for _, index in group]
         for number in {int(n) for n in np.linspace(0, total - 1, min(total, LOOKED_AT))}
-        for group in shares([at for _, at in order.update(number)], world, micro_batch)[0]
+        for group in grouping.split(shares(order.update(number), world)[0], data.sequence_lengths)
     )
-    return max(groups, key=lambda group: (len(group) * int(lengths[group].max()), group))
+    return max(groups, key=lambda group: (grouping.positions(words[group].tolist()), group))
 
 
 def _distinct_pictures(data: StageData, order: Order, total: int) -> int:

@@ -21,18 +21,22 @@ from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.teachers.encoders import Shape
 from distilvlm.teachers.encoders import shapes as encoder_shapes
+from distilvlm.teachers.own_rows import view
 from distilvlm.teachers.references import BYTES
 from distilvlm.train import objective_of
 
 from . import disk, shapes, timing
 from .clock import Clock
 from .encoders import Teaching, teaching
+from .kept import head_bytes, kept_bytes, seen_before
 from .look import Look
+from .machine import default_device
 from .memory import Situation, count, looking, parameter_bytes, phases
 from .meter import available_bytes, give_back, machine_bytes, resident_bytes
+from .network import received
 from .numbers import as_bytes
 from .pictures import PictureStage
-from .scale import scale_model, trained, undisturbed
+from .scale import trained, undisturbed
 from .shapes import Shapes
 
 BUDGET = 10.0
@@ -101,7 +105,7 @@ def estimate(
     Raises:
         DataError, ValueError: as the run itself would, for data or parts that cannot be used.
     """
-    place = torch.device(device) if device is not None else _default_device()
+    place = torch.device(device) if device is not None else default_device()
     give_back()
     here = _here(student) + (0 if teacher is None else _here(teacher))
     base = max(IMPORTED, resident_bytes() - here) + (0 if here else RUNNING)
@@ -187,7 +191,7 @@ def _written(
     return disk.of_stage(
         student,
         flat,
-        objective_of(spec),
+        objective_of(spec, recipe.teacher),
         list(recipe.teachers_of(spec)),
         updates,
         recipe.machine.checkpoint_every,
@@ -220,11 +224,16 @@ class _Stage:
         self.recipe, self.index, self.spec = recipe, index, recipe.stages[index]
         self.student, self.device, self.world, self.base = student, device, world, base
         # What encoders cost is counted apart.
-        self.objective = replace(objective_of(self.spec), encoder=0.0, expert_balance=0.0)
+        self.objective = replace(objective_of(self.spec, recipe.teacher), encoder=0.0, expert_balance=0.0)
         self.encoders, self.taught = encoders, Teaching()
-        self.needs_teacher = "teacher.hidden" in self.objective.needs
+        self.needs_teacher = self.spec.loss.compares
         self.teacher = teacher if self.needs_teacher else None
-        self.reference = teacher if self.spec.loss.preference else None  # looks at the records before the stage
+        how = recipe.teacher
+        self.kept = how.keep if how is not None and how.kind == "cached" and self.needs_teacher else None
+        # What its targets are like where they are not made here.
+        self.given = received(how) if how is not None and how.kind == "remote" and self.needs_teacher else self.kept
+        # Looks at the records before the stage: at preferences, or to fill its cache.
+        self.reference = teacher if self.spec.loss.preference or self.kept is not None else None
         self.members = trained(student.model, self.spec.train)
         self.vision_trains = any(
             name.startswith("model.vision_tower.") for part in self.members.values() for name in part
@@ -238,14 +247,19 @@ class _Stage:
         if given is not None and self.spec.name in given:
             self.data = given[self.spec.name]
         else:
-            key = repr((names, self.spec.max_length))
+            beside, spec = None, self.recipe.teacher
+            if self.teacher is not None and spec is not None and self.spec.loss.compares:
+                beside = view(spec, self.teacher, self.student)
+            key = repr((names, self.spec.max_length, beside is None))
             if key not in looked:
                 here = all(Path(self.recipe.data[name].path).exists() for name in names)
                 looked[key] = None
                 if here and self.student.tokenizer is not None:
                     sources = [source_of(self.recipe, self.spec, name) for name in names]
                     student = self.student
-                    looked[key] = stage_data(self.recipe, self.spec, student.tokenizer, student.layout, sources)
+                    looked[key] = stage_data(
+                        self.recipe, self.spec, student.tokenizer, student.layout, sources, teacher=beside
+                    )
             self.data = looked[key]
         rows = [self.recipe.data[name].rows for name in names]
         samples = None if None in rows else sum(row for row in rows if row is not None)
@@ -271,7 +285,13 @@ class _Stage:
             notes += _cached(self.taught, self.shapes.pictures)
         parts = self._memory(None if same is None else same.memory.get("working"))
         peak = sum(parts.values())
-        look = self._look(clock, same) if spec.loss.preference else None
+        look = None
+        if spec.loss.preference or (self.kept is not None and not seen_before(recipe, self.index)):
+            look = self._look(clock, same)
+        elif self.kept is not None:
+            notes.append("an earlier stage has filled the teacher's cache with its records")
+        if self.given is not self.kept:
+            notes.append("time does not have what the teacher elsewhere takes to answer")
         if look is not None and self.reference is None:
             notes.append("what the teacher's look at the records takes needs the teacher, which is not here yet")
         most = max(peak, (look and look.peak_memory_bytes) or 0)
@@ -325,6 +345,7 @@ class _Stage:
             autocast=torch.bfloat16 if precision == "bf16" else None,
             checkpointing=self.recipe.machine.gradient_checkpointing,
             choosing=choosing(self.recipe, self.spec),
+            kept=self.given,
         )
 
     def _memory(self, working: int | None) -> dict[str, int]:
@@ -335,6 +356,8 @@ class _Stage:
         student = parameter_bytes(self.student.model, torch.float32)
         adaptors = sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees[1:])
         teacher = 0 if self.teacher is None else self._teacher_bytes(self.teacher, situation.teacher_dtype)
+        if self.teacher is not None and self.given is not None:
+            teacher = head_bytes(self.given, situation)
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
         if adaptors:
             parts["adaptors"] = adaptors
@@ -363,6 +386,12 @@ class _Stage:
         if records is not None and self.shapes.total is not None:
             records = min(records, self.shapes.total * self.spec.optim.batch)
         kept = None if records is None else BYTES * records
+        if self.kept is not None:
+            kept = (
+                None
+                if records is None or teacher is None
+                else kept_bytes(self.kept, self._situation(False), self.shapes, records)
+            )
         if teacher is None:
             return Look(records, None, None, kept)
         situation = self._situation(largest=True)
@@ -380,16 +409,19 @@ class _Stage:
         if clock is not None and records is not None and self._too_large([(teacher, 8)]) is None:
             typical = self._situation(largest=False)
             once = timing.looking(typical, teacher, clock, self.share / 4)
-            seconds = once * -(-records // self.world) / (typical.batch.samples // 2)
+            shown = typical.batch.samples // 2 if self.spec.loss.preference else typical.batch.samples
+            seconds = once * -(-records // self.world) / shown
         return Look(records, peak, seconds, kept)
 
     def _data_bytes(self, situation: Situation) -> int:
-        """Pictures or features of an update, all of which are read before its first micro-batch; and the pages of the
-        feature store that stay mapped."""
+        """Pictures or features of the micro-batches that are there at once, and the pages of the feature store that
+        stay mapped."""
         features = situation.batch.features
         if features is None:
             return 0
-        micro_batches = len(self.shapes.updates[0])
+        # The one that is worked on and the next; those that loader processes have ready; for KTO's z0 a whole update.
+        micro_batches = len(self.shapes.updates[0]) if situation.objective.agrees else 1
+        micro_batches += 2 * self.recipe.machine.workers
         held = features.numel() * 4
         if not situation.computes_vision:
             if self.device.type != "cpu":
@@ -408,7 +440,7 @@ class _Stage:
 
     def _too_large(self, models: Sequence[tuple[VLM | None, int]]) -> str | None:
         """Why scale models of these, with so many bytes per parameter, cannot be timed here."""
-        scale = sum(each * _largest_cut(vlm) for vlm, each in models if vlm is not None)
+        scale = sum(each * timing.largest_cut(vlm) for vlm, each in models if vlm is not None)
         free = available_bytes() if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
         if free is None or scale <= 0.8 * free:
             return None
@@ -445,7 +477,7 @@ class _Stage:
         def fetch() -> None:
             for index in indices:
                 with contextlib.suppress(RowError):  # the run's own check names it
-                    data.sequences(index)
+                    data.beside(index, data.sequences(index)[0])
                 for path in data.record(index).images if kept is not None else ():
                     if kept is not None and path in kept:
                         kept(path).clone()
@@ -454,25 +486,6 @@ class _Stage:
             return clock.time(fetch, 0.05) * own / len(indices)
         except FeatureError:  # the store is not filled to the end
             return 0.0
-
-
-def _largest_cut(vlm: VLM) -> int:
-    """Parameters of the largest scale model that is timed."""
-    layers, _ = max(timing.cuts(vlm), key=lambda cut: len(cut[0]))
-    return sum(tensor.numel() for tensor in scale_model(vlm, layers, 1, lambda like: like).tensors)
-
-
-def this_machine(device: torch.device | str | None = None) -> str:
-    """Where costs are measured, for people: "cpu, 2 threads, 24.7 GB"."""
-    place = torch.device(device) if device is not None else _default_device()
-    memory = machine_bytes(place)
-    threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
-    return f"{place.type}{threads}" + ("" if memory is None else f", {memory / 1e9:.1f} GB")
-
-
-def _default_device() -> torch.device:
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if found is None else found
 
 
 def _here(vlm: VLM | Encoder) -> int:

@@ -6,6 +6,7 @@ autocast, but no accelerator, and they read no value off a tensor, so that they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,14 @@ from torch import Tensor
 from distilvlm.data import Batch
 from distilvlm.losses import gram
 from distilvlm.losses.answers import Answers, Preferences
+from distilvlm.losses.divergences import compared_ids
 from distilvlm.losses.objective import Objective
+from distilvlm.losses.sparse import Sparse
+from distilvlm.losses.targets import Targets
 from distilvlm.models import forward, routing
 from distilvlm.models.routing import Routing
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe.teachers import KeepSpec
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Step:
     autocast: torch.dtype | None
     device: torch.device
     teacher_features: Tensor | None = None  # where the student's own are made with a graph
+    kept: KeepSpec | None = None  # of a teacher whose targets are read from disk; of its model only the head is here
 
     def __post_init__(self) -> None:
         self.rows = self.objective.rows(self.batch.response_rows, self.batch.visual_rows)
@@ -55,10 +61,12 @@ class Step:
         """Gram matrices of the frozen heads, student's and teacher's, as `Task` keeps them."""
         if self.teacher is None or not self.objective.relation:
             return None, None
+        has_matrices = self.kept is not None and self.kept.visual == "relation"
         student, teacher = forward.head_weight(self.student.model), forward.head_weight(self.teacher.model)
-        common = min(student.shape[0], teacher.shape[0])
+        ours, theirs = compared_ids(self.objective.divergence, student.shape[0], teacher.shape[0])
         with torch.no_grad():
-            return None if student.requires_grad else gram(student[:common]), gram(teacher[:common])
+            ours_made = None if student.requires_grad else gram(student[:ours])
+            return ours_made, None if has_matrices else gram(teacher[:theirs])
 
     def vision(self, pictures: Tensor) -> Tensor:
         with torch.no_grad(), self.cast():
@@ -68,13 +76,23 @@ class Step:
         """The teacher's hidden states of the rows, [rows, d_teacher]."""
         if self.teacher is None:
             return None
+        if self.kept is not None:
+            head = forward.head_weight(self.teacher.model)
+            return head.new_empty(self.rows.numel(), head.shape[1])
+        batch, rows = self.batch, self.rows
+        if batch.teacher is not None:
+            batch, rows = batch.teacher, rows % batch.teacher.input_ids.numel()  # as many, whichever they are
+        elif batch.has_pictures and self.teacher.layout.placeholders != self.student.layout.placeholders:
+            raise NotImplementedError(
+                "the teacher reads rows of its own, and the data that they are made of is not here"
+            )
         features = self.batch.features if self.teacher_features is None else self.teacher_features
         with torch.no_grad(), self.cast():
-            hidden = forward.hidden_states(self.teacher.model, self.teacher.layout, self.batch, features)
-            return hidden.flatten(0, 1)[self.rows]
+            hidden = forward.hidden_states(self.teacher.model, self.teacher.layout, batch, features)
+            return hidden.flatten(0, 1)[rows]
 
     def hidden(self) -> tuple[Tensor, list[Routing]]:
-        """The student's hidden states of all positions, [samples, length, d], and where each sparse layer sent its
+        """The student's hidden states of all positions, [lines, length, d], and where each sparse layer sent its
         tokens; within `cast()`."""
         features, pictures = self.batch.features, self.batch.pictures
         if features is None and pictures is not None:  # the tower trains
@@ -97,10 +115,9 @@ class Step:
         return self.objective(
             student_hidden=hidden,
             student_head=head,
-            teacher_hidden=targets,
-            teacher_head=None if self.teacher is None else forward.head_weight(self.teacher.model),
+            targets=self._given(targets),
             rows=self.rows,
-            length=batch.length,
+            owners=batch.owners_of(self.rows),
             response_rows=batch.response_rows,
             response_targets=batch.response_targets,
             visual_rows=batch.visual_rows,
@@ -109,14 +126,36 @@ class Step:
             student_gram=grams[0],
             teacher_gram=grams[1],
             router_probabilities=[layer.probabilities for layer in seen],
-            attention_mask=batch.attention_mask,
+            position_owners=batch.position_owners,
             preferences=given,
         ).loss
+
+    def _given(self, hidden: Tensor | None) -> Targets | None:
+        """The teacher's side as a run has it; values that decide on nothing are made up."""
+        if self.teacher is None:
+            return None
+        head, batch, kept = forward.head_weight(self.teacher.model), self.batch, self.kept
+        if kept is None or (kept.responses == kept.visual == "hidden"):
+            return Targets(hidden, head)
+        relations: tuple[Tensor, ...] | None = None
+        if kept.visual == "relation":
+            counts: list[int] = torch.bincount(batch.owners_of(batch.visual_rows), minlength=batch.samples).tolist()
+            relations = tuple(torch.ones(count, count, device=self.device) for count in counts if count)
+        if kept.responses == "hidden":
+            return Targets(hidden, head, relations=relations)
+        wide = min(head.shape[0], kept.top_k if kept.responses == "top_k" else kept.draws)
+        ids = torch.arange(wide, device=self.device).expand(batch.response_rows.numel(), wide)
+        logs = torch.full(ids.shape, -math.log(2 * wide), device=self.device)
+        responses = Sparse(ids, logs, tail=kept.responses == "top_k")
+        if relations is not None or hidden is None:
+            return Targets(None, None, responses, relations, vocabulary=head.shape[0])
+        return Targets(hidden[: batch.visual_rows.numel()], head, responses)
 
     def log_probabilities(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Of whole answers, [samples], of hidden states of the rows, [rows, d]: what KTO's z0 and a reference need."""
         batch = self.batch
-        answers = Answers.of(hidden, head, self.rows, batch.length, batch.response_rows, batch.response_targets)
+        owners = batch.owners_of(self.rows)
+        answers = Answers.of(hidden, head, self.rows, owners, batch.response_rows, batch.response_targets)
         return answers.log_probabilities(batch.samples)
 
     def run(self, grams: tuple[Tensor | None, Tensor | None], mark: Callable[[str], None]) -> None:

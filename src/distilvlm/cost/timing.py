@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distilvlm.data import Batch
 from distilvlm.models import forward
+from distilvlm.models.shards import hash_of
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import OptimSpec
 from distilvlm.train.optim import adamw
@@ -61,18 +62,20 @@ def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Secon
     """
     make, device, notes = filled(clock.device), clock.device, list[str]()
     batch = _on(s.batch, s.student, device)
-    positions = batch.samples * batch.length
+    positions = batch.input_ids.numel()
     base = cuts(s.student)[0][0]
     student = scale_model(s.student, base, 1, make)
     guide = None if s.teacher is None else scale_model(s.teacher, [0], 1, make, s.teacher_dtype)
     # The balance of experts is no work of the head's, and hardly any at all.
-    step = Step(student, guide, replace(s.objective, balance=0.0), batch, s.autocast, device)
+    step = Step(student, guide, replace(s.objective, balance=0.0), batch, s.autocast, device, kept=s.kept)
     rows = step.rows.numel()
 
     head = heads.whole(step, s, clock, budget / 3, notes)
     vision = _seeing(s, batch, clock, budget / 6, notes)
     teacher = 0.0
-    if s.teacher is not None:
+    if guide is not None and s.kept is not None:
+        teacher = clock.time(_reading(guide, rows, device), budget / 12)
+    elif s.teacher is not None:
         teacher = _listening(s.teacher, s, batch, clock, budget / 6, notes)
 
     optimised: Lines = []
@@ -106,12 +109,14 @@ def seconds(s: Situation, spec: OptimSpec, clock: Clock, budget: float) -> Secon
 
 
 def looking(s: Situation, teacher: VLM, clock: Clock, budget: float) -> float:
-    """Seconds that a teacher takes to give log-probabilities to the answers of a typical micro-batch of preferences;
-    arguments as `seconds`."""
+    """Seconds that a teacher takes to give log-probabilities to the answers of a typical micro-batch of preferences, or
+    hidden rows to be kept; arguments as `seconds`."""
     batch = _on(s.batch, teacher, clock.device)
     guide = scale_model(teacher, [0], 1, filled(clock.device), s.teacher_dtype)
     vision = _seeing(replace(s, student=teacher, vision_trains=False), batch, clock, budget / 3, [])
-    scored = heads.scored(Step(guide, None, s.objective, batch, s.autocast, clock.device), clock, budget / 3, [])
+    scored = 0.0
+    if s.objective.preference:
+        scored = heads.scored(Step(guide, None, s.objective, batch, s.autocast, clock.device), clock, budget / 3, [])
     return vision + scored + _listening(teacher, s, batch, clock, budget / 3, [])
 
 
@@ -119,6 +124,12 @@ def cuts(vlm: VLM) -> Lines:
     """The cuts of a language model that are timed, and how often each counts."""
     layers = depth(vlm)[0]
     return [(list(range(layers)), 1.0)] if layers <= WHOLE else lines(vlm, 1)
+
+
+def largest_cut(vlm: VLM) -> int:
+    """Parameters of the largest scale model that is timed."""
+    layers, _ = max(cuts(vlm), key=lambda cut: len(cut[0]))
+    return sum(tensor.numel() for tensor in scale_model(vlm, layers, 1, lambda like: like).tensors)
 
 
 def _on(batch: Batch, vlm: VLM, device: torch.device) -> Batch:
@@ -162,13 +173,25 @@ def _seeing(s: Situation, batch: Batch, clock: Clock, budget: float, notes: list
 
 def _listening(teacher: VLM, s: Situation, batch: Batch, clock: Clock, budget: float, notes: list[str]) -> float:
     """Of the teacher, to the hidden states that are compared."""
-    batch = _on(batch, teacher, clock.device)
+    batch = _on(batch.teacher or batch, teacher, clock.device)
 
     def prepare(layers: list[int]) -> Callable[[], object]:
         guide = scale_model(teacher, layers, 1, filled(clock.device), s.teacher_dtype)
         return Step(guide, guide, s.objective, batch, s.autocast, clock.device).targets
 
     return _along(cuts(teacher), prepare, clock, budget, notes, "teacher")
+
+
+def _reading(teacher: VLM, rows: int, device: torch.device) -> Callable[[], object]:
+    """What takes the time of reading kept hidden rows: comparing them with their hash."""
+    head = forward.head_weight(teacher.model)
+    kept = torch.zeros(rows, head.shape[1], dtype=head.dtype)
+
+    def run() -> None:
+        hash_of({"hidden": kept})
+        kept.to(device)
+
+    return run
 
 
 def _vision(model: VLM, s: Situation, pictures: Tensor) -> Callable[[], object]:

@@ -2,7 +2,8 @@
 
 from distilvlm.data.batch import IGNORED, BadRow, Batch, SampleKey
 from distilvlm.data.dataset import StageData
-from distilvlm.data.loader import batches
+from distilvlm.data.grouping import Grouping
+from distilvlm.data.loader import MicroBatches, batches
 from distilvlm.data.problems import DataError, raise_or_quarantine
 from distilvlm.data.readers import Source, read
 from distilvlm.data.records import Preferences, Record, Turn
@@ -18,6 +19,8 @@ __all__ = [
     "DataError",
     "DataReport",
     "Encoded",
+    "Grouping",
+    "MicroBatches",
     "Order",
     "Preferences",
     "Record",

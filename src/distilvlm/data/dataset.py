@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distilvlm.data import geometry
+from distilvlm.data.alignment import TeacherView, pairs, teachers_row
 from distilvlm.data.batch import BadRow
 from distilvlm.data.geometry import GREY, PictureError
+from distilvlm.data.identity import Identity, identify
 from distilvlm.data.inspection import image_field, inspect
 from distilvlm.data.pictures import NoText
 from distilvlm.data.problems import DataError, RowError
@@ -62,6 +65,8 @@ class StageData(Dataset[Sample]):
         reference_reader: see `with_references`.
         encoder_size: side of a second canvas, which encoders see that teach; None: they need none.
         seen_reader: what encoders saw, kept on disk.
+        teacher: of a teacher that reads rows of its own beside the student's; every sample then brings them.
+        identifies: whether samples say what they are to a teacher whose targets are kept.
 
     Raises:
         ValueError: augmentation together with kept features, which would not see it; or as `with_references`.
@@ -86,6 +91,8 @@ class StageData(Dataset[Sample]):
         reference_reader: ReferenceReader | None = None,
         encoder_size: int | None = None,
         seen_reader: SeenReader | None = None,
+        teacher: TeacherView | None = None,
+        identifies: bool = False,
     ) -> None:
         if (feature_reader or seen_reader) is not None and pictures.augment is not None:
             raise ValueError("pictures.augment has no effect on kept features: drop it, or drop what keeps them")
@@ -93,11 +100,15 @@ class StageData(Dataset[Sample]):
             raise ValueError(f"the visual mask has {len(visual)} entries for {placeholders} placeholders")
         self.sources = list(sources)
         self.pictures_alone = tokenizer is None
+        self.teacher = None if self.pictures_alone else teacher
         self.templates: dict[str, Template] = {}
+        self.teacher_templates: dict[str, Template] = {}
         for source in () if self.pictures_alone else self.sources:
             kind = source.spec.template
             if kind not in self.templates:
                 self.templates[kind] = Template.of(kind, tokenizer)
+                if self.teacher is not None:
+                    self.teacher_templates[kind] = Template.of(kind, self.teacher.tokenizer)
         self.placeholders = placeholders
         self.visual = torch.tensor([bool(entry) for entry in visual])
         self.pictures = pictures
@@ -107,10 +118,15 @@ class StageData(Dataset[Sample]):
         self.background = background
         self.feature_reader = feature_reader
         self.on_bad_row = on_bad_row
+        self.identifies = identifies
         self.encoder_size = encoder_size
         self.seen_reader = seen_reader
         self.preferences: Preferences | None = _one_kind(self.sources)
         self.reference_reader: ReferenceReader | None = None
+        width = 1 if self.preferences is None else 2
+        # Of each source [records, sequences], 0: not known. A check meets every sample, for millions of which a
+        # dictionary would take gigabytes.
+        self._known_lengths = [np.zeros((len(source.records), width), np.int32) for source in self.sources]
         self._contents: dict[str, str] = {}  # picture -> what `geometry.content` says
         self._members = np.concatenate(
             [
@@ -121,6 +137,10 @@ class StageData(Dataset[Sample]):
         self._settle()
         if reference_reader is not None:
             self._refer_to(reference_reader)
+        if self.teacher is not None and self.preferences is not None:
+            raise ValueError(
+                "preferences are of whole answers in the student's own tokens: they have no teacher's rows"
+            )
 
     def __len__(self) -> int:
         return len(self._members)
@@ -172,6 +192,52 @@ class StageData(Dataset[Sample]):
             raise RowError("rejected", f"nothing to learn: chosen and rejected are the same in {where}")
         return first, second
 
+    def sequence_lengths(self, index: int) -> tuple[int, ...]:
+        """Positions of a sample's sequence, or of both of a preference; 1 for a row that can't be used, as a stand-in
+        has. Known without making tokens where a check has seen the sample."""
+        source, record = self._members[index]
+        known: list[int] = self._known_lengths[source][record].tolist()
+        if all(known):
+            return tuple(known)
+        try:
+            return self.note_lengths(index, self.sequences(index))
+        except RowError:
+            return (1,) * len(known)
+
+    @property
+    def known_lengths(self) -> dict[str, np.ndarray]:
+        """Source to [records, sequences] int32, 0 where a length is not known. What a check has found may be put back
+        into other data of the same sources."""
+        return {source.name: known for source, known in zip(self.sources, self._known_lengths, strict=True)}
+
+    def recall_lengths(self, lengths: Mapping[str, np.ndarray]) -> None:
+        """Put `known_lengths` back. Raises ValueError where they are of other sources."""
+        if {name: known.shape for name, known in lengths.items()} != {
+            name: known.shape for name, known in self.known_lengths.items()
+        }:
+            raise ValueError("kept lengths are of other sources")
+        self._known_lengths = [lengths[source.name] for source in self.sources]
+
+    def note_lengths(self, index: int, sequences: Sequence[Encoded]) -> tuple[int, ...]:
+        """Keep the `sequence_lengths` of sequences that were made."""
+        lengths = tuple(len(encoded.input_ids) for encoded in sequences)
+        if self.preferences != "rated":  # whose second sequence is another row's when rows are left out
+            source, record = self._members[index]
+            self._known_lengths[source][record] = lengths
+        return lengths
+
+    def beside(self, index: int, student: Encoded) -> tuple[Encoded, Tensor] | None:
+        """The row of a sample that the teacher reads, as far as it is compared, and which labels of the student's have
+        a partner there, [length] bool; None for a teacher that reads the student's rows. Raises `RowError`."""
+        if self.teacher is None:
+            return None
+        template = self.teacher_templates[self.sources[self._members[index, 0]].spec.template]
+        encoded = template.encode(self.record(index), self.teacher.placeholders)
+        ours, theirs = pairs(student, encoded).unbind(1)  # [pairs] each
+        paired = torch.zeros_like(student.labels, dtype=torch.bool)
+        paired[ours] = True
+        return teachers_row(encoded, theirs), paired
+
     def assemble(
         self,
         index: int,
@@ -179,6 +245,7 @@ class StageData(Dataset[Sample]):
         features: Tensor | None = None,
         canvases: Tensor | None = None,
         seen: Mapping[str, Tensor] | None = None,
+        teacher_pictures: Tensor | None = None,
     ) -> Sample:
         """A sample that shows what is given. Raises `RowError`.
 
@@ -187,9 +254,11 @@ class StageData(Dataset[Sample]):
             features: [pictures, placeholders, d_vision]
             canvases: [pictures, 3, encoder_size, encoder_size] uint8, where encoders see a canvas of their own.
             seen: what encoders saw, each [pictures, ...].
+            teacher_pictures: [pictures, 3, side, side] uint8, where a teacher sees a canvas of its own.
         """
         record = self.record(index)
         shown = self.visual.repeat(0 if self.pictures_alone else len(record.images))
+        sequences = self.sequences(index)
         made = [
             Sample(
                 key=record.key,
@@ -202,23 +271,39 @@ class StageData(Dataset[Sample]):
                 features=features,
                 canvases=canvases,
                 seen=seen,
+                identity=self._identity(record, encoded) if self.identifies else None,
             )
-            for encoded in self.sequences(index)
+            for encoded in sequences
         ]
         reader = self.reference_reader
-        return joined(record, made, None if reader is None else reader(index))
+        sample = joined(record, made, None if reader is None else reader(index))
+        beside = self.beside(index, sequences[0])
+        if beside is None or self.teacher is None:
+            return sample
+        row, paired = beside
+        theirs = Sample(
+            key=record.key,
+            input_ids=row.input_ids,
+            labels=row.labels,
+            placeholder_positions=row.placeholder_positions,
+            visual_positions=row.placeholder_positions[torch.tensor(self.teacher.visual).repeat(len(record.images))],
+            placeholders=self.teacher.placeholders,
+            pictures=pictures if teacher_pictures is None else teacher_pictures,
+            features=features,
+        )
+        return replace(sample, teacher=theirs, paired=paired)
 
     def __getitem__(self, at: SampleIndex) -> Sample:
         showing, index = at
         record = self.record(index)
         try:
-            pictures = features = canvases = None
+            pictures = features = canvases = theirs = None
             if record.images and self.feature_reader is not None:
                 features = torch.stack([self._features(path) for path in record.images])
             if record.images and (features is None or self.encoder_size is not None):
-                pictures, canvases = self._canvases(record, showing, index)
+                pictures, canvases, theirs = self._canvases(record, showing, index)
                 pictures = pictures if features is None else None
-            return self.assemble(index, pictures, features, canvases, self._seen(record))
+            return self.assemble(index, pictures, features, canvases, self._seen(record), theirs)
         except (RowError, PictureError) as error:
             problem = BadRow(record.key, *_field_and_reason(error))
             if self.on_bad_row == "fatal":
@@ -249,15 +334,27 @@ class StageData(Dataset[Sample]):
         if self.preferences is None:
             raise ValueError("plain conversations have no preferences")
         record = self.record(index)
-        for path in record.images:
-            if path not in self._contents:
-                self._contents[path] = geometry.content(path)
+        contents = self._content(record)
         how = [self.placeholders, self.size, self.pictures.geometry, self.background] if record.images else []
-        key = hashlib.sha256(json.dumps([how, [self._contents[path] for path in record.images]]).encode())
+        key = hashlib.sha256(json.dumps([how, contents]).encode())
         for encoded in self.sequences(index):
             for tensor in (encoded.input_ids, encoded.labels, encoded.placeholder_positions):
                 key.update(f"{len(tensor)}:".encode() + tensor.numpy().tobytes())
         return key.hexdigest()
+
+    def identity(self, index: int) -> Identity:
+        """What a sample is to a teacher whose targets are kept. Raises `RowError`, `PictureError`."""
+        return self._identity(self.record(index), self.encoded(index))
+
+    def _identity(self, record: Record, encoded: Encoded) -> Identity:
+        return identify(encoded.input_ids, encoded.labels, encoded.placeholder_positions, self._content(record))
+
+    def _content(self, record: Record) -> list[str]:
+        """What `geometry.content` says of each picture, asked once."""
+        for path in record.images:
+            if path not in self._contents:
+                self._contents[path] = geometry.content(path)
+        return [self._contents[path] for path in record.images]
 
     def check(self, progress: Callable[[int], None] | None = None, indices: Sequence[int] | None = None) -> DataReport:
         """One pass over everything before the first step: templates, masks, lengths, headers of pictures. Nothing is
@@ -307,22 +404,26 @@ class StageData(Dataset[Sample]):
         except RowError as error:
             raise RowError(error.field, f"{error.reason} (with the answer of row {other.key.row})") from None
 
-    def _canvases(self, record: Record, showing: int, index: int) -> tuple[Tensor, Tensor | None]:
-        """The student's canvases, and those of encoders where they see larger ones: of one decoded picture each."""
+    def _canvases(self, record: Record, showing: int, index: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The student's canvases, those of encoders where they see larger ones, and those of a teacher where it sees
+        another size: of one decoded picture each."""
         rng = geometry.augmentation_rng(self.seed, showing, index) if self.pictures.augment else None
-        made: list[Tensor] = []
-        larger: list[Tensor] = []
+        side = None if self.teacher is None or self.teacher.size == self.size else self.teacher.size
+        sizes = (self.size, self.encoder_size, side)
+        made: tuple[list[Tensor], ...] = ([], [], [])
         for position, path in enumerate(record.images):
             try:
                 image = geometry.decode(path)
                 if self.pictures.augment is not None and rng is not None:
                     image = geometry.augment(image, self.pictures.augment, rng)
-                made.append(geometry.canvas(image, self.pictures.geometry, self.size, self.background))
-                if self.encoder_size is not None:
-                    larger.append(geometry.canvas(image, self.pictures.geometry, self.encoder_size, self.background))
+                for size, canvases in zip(sizes, made, strict=True):
+                    if size is not None:
+                        canvases.append(geometry.canvas(image, self.pictures.geometry, size, self.background))
             except PictureError as error:
                 raise RowError(image_field(record, position), str(error)) from error
-        return torch.stack(made), torch.stack(larger) if larger else None
+        own, larger, theirs = (torch.stack(canvases) if canvases else None for canvases in made)
+        assert own is not None
+        return own, larger, theirs
 
     def _seen(self, record: Record) -> dict[str, Tensor] | None:
         if self.seen_reader is None or not record.images:

@@ -37,6 +37,7 @@ def inspect(data: StageData, progress: Callable[[int], None] | None, indices: Se
         counts = report.sources[record.key.source]
         try:
             sequences = _sequences(data, index)
+            beside = data.beside(index, sequences[0])
             for position, path in enumerate(record.images):
                 if path not in headers:
                     headers[path] = geometry.problem(path)
@@ -47,7 +48,11 @@ def inspect(data: StageData, progress: Callable[[int], None] | None, indices: Se
             counts.bad += 1
         else:
             _count(counts, record, sequences)
-            lengths[record.key.source].extend(len(encoded.input_ids) for encoded in sequences)
+            if beside is not None:
+                row, paired = beside
+                counts.paired += int(paired.sum())
+                counts.teachers_longest = max(counts.teachers_longest, len(row.input_ids))
+            lengths[record.key.source].extend(data.note_lengths(index, sequences))
         if progress:
             progress(seen + 1)
     for name, counts in report.sources.items():

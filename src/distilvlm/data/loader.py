@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,8 +12,28 @@ from torch.utils.data import DataLoader
 from distilvlm.data.batch import Batch
 from distilvlm.data.collate import collate
 from distilvlm.data.dataset import StageData
+from distilvlm.data.grouping import Grouping
 from distilvlm.data.problems import DataError
+from distilvlm.data.sample import Sample
 from distilvlm.data.sampler import Order, SampleIndex, shares
+
+
+@dataclass(frozen=True)
+class MicroBatches(Collection[Batch]):
+    """One rank's share of an update. Each is made as it is asked for, once, so that an update need not be in memory as
+    a whole, and begins before its last picture is decoded."""
+
+    count: int
+    made: Iterable[Batch]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.made)
+
+    def __contains__(self, other: object) -> bool:
+        return any(batch is other for batch in self.made)
 
 
 def batches(
@@ -22,65 +43,93 @@ def batches(
     last_update: int,
     rank: int = 0,
     world: int = 1,
-    micro_batch: int = 1,
+    grouping: Grouping | None = None,
     workers: int = 0,
-) -> Iterator[tuple[int, list[Batch]]]:
+) -> Iterator[tuple[int, MicroBatches]]:
     """Yield (update, this rank's micro-batches) for the updates `first_update` ... `last_update` - 1.
 
-    The list is empty where the rank has no share of an update. With `workers` the same batches are made in that many
-    processes, which live until the last update. No global generator is drawn from.
+    There are none where the rank has no share of an update; what is left of them when the next update is asked for is
+    passed over. With `workers` the same batches are made in that many processes, which live until the last update. No
+    global generator is drawn from.
+
+    Args:
+        grouping: which samples go together; default: one by one.
 
     Raises:
         DataError: a sample can't be loaded (names it), or a loader process died (names the samples it may have had).
     """
     if order.samples != len(data):
         raise ValueError(f"the order is for {order.samples} samples, the data has {len(data)}")
+    plan = _Plan(data, order, range(first_update, last_update), rank, world, grouping or Grouping())
+    join = _Collate(plan.grouping.packed)
     if not workers:
-        for update in range(first_update, last_update):
-            wanted = shares(order.update(update), world, micro_batch)[rank]
-            yield update, [collate([data[at] for at in samples]) for samples in wanted]
+        for update in plan.updates:
+            wanted = plan.of(update)
+            yield update, MicroBatches(len(wanted), (join([data[at] for at in samples]) for samples in wanted))
         return
-    plan = _Plan(order, first_update, last_update, rank, world, micro_batch)
     loader = DataLoader(
         data,
         batch_sampler=plan,  # type: ignore[arg-type]  (any iterable of lists will do)
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=join,
         # The loader seeds its processes from a generator: without its own it would draw from the global one.
         generator=torch.Generator().manual_seed(0),
     )
     made = iter(loader)
-    for update in range(first_update, last_update):
-        count = len(shares(order.update(update), world, micro_batch)[rank])
-        yield update, [_next(made, plan, data) for _ in range(count)]
+    for update in plan.updates:
+        # What the loader asks the plan for ahead of time it does not ask twice.
+        count = plan.counts.pop(update) if update in plan.counts else len(plan.of(update))
+        own = (_next(made, plan) for _ in range(count))
+        yield update, MicroBatches(count, own)
+        deque(own, maxlen=0)
+
+
+class _Collate:
+    """A function that loader processes can be handed."""
+
+    def __init__(self, packed: bool) -> None:
+        self.packed = packed
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        return collate(samples, self.packed)
 
 
 class _Plan:
     """The micro-batches that the loader processes work through, in order, and which of them are under way."""
 
-    def __init__(self, order: Order, first: int, last: int, rank: int, world: int, micro_batch: int) -> None:
+    def __init__(
+        self, data: StageData, order: Order, updates: range, rank: int, world: int, grouping: Grouping
+    ) -> None:
+        self.data = data
         self.order = order
-        self.updates = range(first, last)
+        self.updates = updates
         self.rank = rank
         self.world = world
-        self.micro_batch = micro_batch
+        self.grouping = grouping
+        self.counts: dict[int, int] = {}  # update -> micro-batches, of updates that the loader was told of
         self.under_way: deque[list[SampleIndex]] = deque()
+
+    def of(self, update: int) -> list[list[SampleIndex]]:
+        """This rank's micro-batches of an update."""
+        return self.grouping.split(shares(self.order.update(update), self.world)[self.rank], self.data.sequence_lengths)
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         for update in self.updates:
-            for samples in shares(self.order.update(update), self.world, self.micro_batch)[self.rank]:
+            wanted = self.of(update)
+            self.counts[update] = len(wanted)
+            for samples in wanted:
                 self.under_way.append(samples)
                 yield samples
 
 
-def _next(made: Iterator[Batch], plan: _Plan, data: StageData) -> Batch:
+def _next(made: Iterator[Batch], plan: _Plan) -> Batch:
     try:
         batch = next(made)
     except DataError:
         raise
     except RuntimeError as error:
         # torch says so when a process was killed (out of memory, say); it does not say what it was doing.
-        keys = [data.record(index).key for samples in plan.under_way for _, index in samples]
+        keys = [plan.data.record(index).key for samples in plan.under_way for _, index in samples]
         rows = ", ".join(f"{key.file} row {key.row}" for key in keys)
         raise DataError(f"a loader process died; it was at one of these: {rows}. {error}") from error
     plan.under_way.popleft()

@@ -85,6 +85,14 @@ class Renderer:
             spans = [(self._with_lead(text, start), end) for start, end in self._marked_spans(turns, text)]
         return Rendering(text, tuple(self._with_end_of_turn(text, span) for span in _joined(spans)))
 
+    def closing(self, text: str, span: tuple[int, int]) -> int:
+        """Where, in a learned span of a text, the token that ends the turn begins; the span's end where there is
+        none."""
+        start, end = span
+        written = text[start:end].rstrip()
+        token = max((token for token in self._ends if written.endswith(token)), key=len, default=None)
+        return end if token is None else start + len(written) - len(token)
+
     def opening(self, turns: Sequence[Turn]) -> str:
         """The conversation up to where the assistant is to speak (`add_generation_prompt`)."""
         return self._run(turns, add_generation_prompt=True)[0]

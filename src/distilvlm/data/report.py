@@ -34,6 +34,8 @@ class SourceReport:
     markers_added: int = 0
     answers_dropped: int = 0
     bad: int = 0  # rows that can't be used
+    paired: int = 0  # learned tokens with a partner in a row that the teacher reads
+    teachers_longest: int = 0  # positions of the longest row that the teacher reads; 0 where it reads the student's
 
     @property
     def text_only(self) -> int:
@@ -123,6 +125,20 @@ class DataReport:
         return self._sum("learned")
 
     @property
+    def paired(self) -> int:
+        return self._sum("paired")
+
+    @property
+    def aligned(self) -> float | None:
+        """Share of the learned tokens that have a partner in a row of the teacher's; None where it reads the
+        student's."""
+        return self.paired / max(1, self.learned) if self.teachers_longest else None
+
+    @property
+    def teachers_longest(self) -> int:
+        return max((source.teachers_longest for source in self.sources.values()), default=0)
+
+    @property
     def cut(self) -> int:
         return self._sum("cut")
 
@@ -167,6 +183,8 @@ class DataReport:
             f"{self.markers_added} missing markers added, {self.answers_dropped} leading answers left out; "
             f"{len(self.bad)} rows can't be used"
         )
+        if self.aligned is not None:
+            text += f"; {self.aligned:.1%} of the tokens to learn have a partner in the teacher's rows"
         if len(self.sources) > 1:
             text += "; an epoch is " + ", ".join(f"{self.share(name):.0%} {name}" for name in self.sources)
         return text

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distilvlm.data.batch import CHOSEN, IGNORED, MISMATCHED, REJECTED, BadRow, SampleKey
+from distilvlm.data.identity import Identity
 from distilvlm.data.records import Record
 from distilvlm.data.template import SAFE_ID
 
@@ -32,6 +33,9 @@ class Sample:
     role: int | None = None  # of a preference: CHOSEN, REJECTED or MISMATCHED
     reference: float | None = None  # log-probability that the reference gives to the answer, where it is known
     second: Sample | None = None  # of a preference: its other sequence, about the same pictures
+    teacher: Sample | None = None  # the same record as a teacher of other tokens or pictures reads it
+    paired: Tensor | None = None  # [length] bool, beside `teacher`: labels that have a partner among its labels
+    identity: Identity | None = None  # where what a teacher thinks of it is kept; None of a stand-in
 
     @property
     def sequences(self) -> tuple[Sample, ...]:

@@ -140,12 +140,6 @@ class Order:
         )
 
 
-def shares(indices: Sequence[T], world: int, micro_batch: int) -> list[list[list[T]]]:
-    """An update's samples as one list of micro-batches per rank: rank r takes every world-th sample from r on.
-
-    Ranks may get unequal numbers of samples and of micro-batches; one without samples gets an empty list.
-    """
-    own = [indices[rank::world] for rank in range(world)]
-    return [
-        [list(samples[start : start + micro_batch]) for start in range(0, len(samples), micro_batch)] for samples in own
-    ]
+def shares(indices: Sequence[T], world: int) -> list[list[T]]:
+    """An update's samples by rank: rank r takes every world-th sample from r on. There may be none left for some."""
+    return [list(indices[rank::world]) for rank in range(world)]

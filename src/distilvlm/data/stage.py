@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from distilvlm.data.alignment import TeacherView
 from distilvlm.data.dataset import FeatureReader, SeenReader, StageData
 from distilvlm.data.pictures import read_pictures
 from distilvlm.data.readers import Source, read
@@ -50,6 +51,7 @@ def stage_data(
     reader: FeatureReader | None = None,
     encoder_size: int | None = None,
     seen_reader: SeenReader | None = None,
+    teacher: TeacherView | None = None,
 ) -> StageData:
     """What `stage` trains on, made of its `sources` (as `source_of` gave them).
 
@@ -57,6 +59,7 @@ def stage_data(
         reader: kept features instead of pictures.
         encoder_size: side of the canvas that encoders see, if it is not the student's.
         seen_reader: what encoders saw, kept on disk.
+        teacher: of a teacher that reads rows of its own; of use to stages that compare with it only.
 
     Raises:
         ValueError, DataError: as `StageData`.
@@ -75,6 +78,8 @@ def stage_data(
         on_bad_row=recipe.machine.on_bad_row,
         encoder_size=encoder_size,
         seen_reader=seen_reader,
+        teacher=teacher if stage.loss.compares else None,
+        identifies=recipe.teacher is not None and recipe.teacher.kind == "cached" and stage.loss.compares,
     )
 
 

@@ -7,7 +7,7 @@ end-of-turn token behind it. Nothing is ever tokenised again to count a length.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Literal
@@ -33,6 +33,15 @@ _PINNED_DATE = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}{{-
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Where what is learned of one answer stands in a rendered text, in characters."""
+
+    begin: int
+    close: int  # where the token that ends the turn begins; `end` where there is none
+    end: int
+
+
+@dataclass(frozen=True)
 class Encoded:
     """A record as tokens, pictures expanded to their placeholders."""
 
@@ -40,6 +49,11 @@ class Encoded:
     labels: Tensor  # [length] int64; the token itself where it is learned, else IGNORED (not shifted)
     placeholder_positions: Tensor  # [pictures * placeholders] int64
     cut: bool = False  # whether the end was cut off at max_length
+    text: str = ""  # that was tokenised
+    spans: Tensor | None = (
+        None  # [length, 2] int64: characters of `text` that each token is of; −1 where there are none
+    )
+    answers: tuple[Answer, ...] = ()  # in their order
 
     @property
     def learned(self) -> int:
@@ -86,7 +100,7 @@ class Template:
         """Whether the end of a turn is learned (False for `plain`, and for a chat template that writes none)."""
         return self.renderer.ends_turns
 
-    def encode(self, record: Record, placeholders: int, max_length: int) -> Encoded:
+    def encode(self, record: Record, placeholders: int, max_length: int | None = None) -> Encoded:
         """The record as training tokens, each picture as `placeholders` positions, cut to `max_length` positions.
 
         Of a preference only the last answer is learned, which was chosen or rated: earlier ones belong to the prompt
@@ -101,15 +115,19 @@ class Template:
         if record.preferences is not None:
             encoded.labels[:last] = IGNORED
         length = len(encoded.input_ids)
-        if length > max_length:
+        if max_length is not None and length > max_length:
             if bool((encoded.placeholder_positions >= max_length).any()):
                 raise RowError(
                     "image",
                     f"{len(record.images)} x {placeholders} visual tokens are more than the context of {max_length} "
                     "positions holds; raise max_length or show fewer pictures",
                 )
-            encoded = Encoded(
-                encoded.input_ids[:max_length], encoded.labels[:max_length], encoded.placeholder_positions, cut=True
+            encoded = replace(
+                encoded,
+                input_ids=encoded.input_ids[:max_length],
+                labels=encoded.labels[:max_length],
+                cut=True,
+                spans=None if encoded.spans is None else encoded.spans[:max_length],
             )
         if encoded.learned == 0:
             where = f"the first {max_length} of {length} positions" if encoded.cut else f"its {length} positions"
@@ -157,6 +175,7 @@ class Template:
                 "repeats or writes them",
             )
 
+        answers = tuple(Answer(start, self.renderer.closing(text, (start, end)), end) for start, end in spans)
         prefix = [] if self._begins_with_bos(text) else self.prefix
         ids = np.concatenate([np.asarray(prefix, dtype=np.int64), ids])
         is_picture = np.concatenate([np.zeros(len(prefix), dtype=bool), is_picture])
@@ -166,7 +185,18 @@ class Template:
         positions = np.flatnonzero(np.repeat(is_picture, repeats))
         labels = np.repeat(np.where(learned, ids, IGNORED), repeats)
         ids = np.repeat(np.where(is_picture, SAFE_ID, ids), repeats)
-        return Encoded(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions)), last
+        places = np.stack([starts, ends], axis=1)  # [tokens, 2]
+        places = np.concatenate([np.full((len(prefix), 2), -1), places])
+        places[is_picture] = -1
+        encoded = Encoded(
+            torch.from_numpy(ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(positions),
+            text=text,
+            spans=torch.from_numpy(np.repeat(places, repeats, axis=0)),
+            answers=answers,
+        )
+        return encoded, last
 
     def _begins_with_bos(self, text: str) -> bool:
         bos = self.tokenizer.bos_token

@@ -160,7 +160,8 @@ def _rules(stage: StageSpec) -> Iterator[Finding]:
     yield Finding("encoders.rules", "ok", text, stage=stage.name)
     if rules.teacher_weights == "reference":
         text = (
-            "teacher weights 'reference' are decided by each micro-batch: another machine.micro_batch is another loss"
+            "teacher weights 'reference' are decided by each micro-batch: another machine.micro_batch or "
+            "machine.tokens is another loss"
         )
         yield Finding("encoders.rules", "ok", text, stage=stage.name)
 

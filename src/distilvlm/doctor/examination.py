@@ -12,10 +12,24 @@ from distilvlm.models.stages import choosing, made_sparse, mixed, upcycle_before
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import Teacher
 from distilvlm.teachers.encoders import Look, Shape
 
-from . import adaptors, disk, encoders, experts, parts, preferences, rows, settings, template, terms, visual, vocabulary
+from . import (
+    adaptors,
+    alignment,
+    disk,
+    encoders,
+    experts,
+    parts,
+    preferences,
+    rows,
+    settings,
+    template,
+    terms,
+    visual,
+    vocabulary,
+)
 from .finding import Finding
 from .shapes import shapes as shapes_of
 from .trial import as_found, untouched
@@ -24,7 +38,7 @@ from .trial import as_found, untouched
 def examine(
     recipe: Recipe,
     student: VLM | Encoder,
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     data: Mapping[str, StageData],
     reports: Mapping[str, DataReport],
     directory: Path | None,
@@ -39,7 +53,7 @@ def examine(
 
     Args:
         student: as the first stage finds it, all of it on one device.
-        teacher: None where no stage needs one.
+        teacher: None where no stage needs one. The weights of one that is cached or elsewhere are not looked at.
         data, reports: by the stage's name; stages that are not there are not looked at. A report may be of some rows.
         directory: the run's, for disk space; None: not looked at.
         look, encoder_shapes: what encoders see in pictures, and of what form; None where they cannot be had.
@@ -52,12 +66,14 @@ def examine(
         *visual.check(recipe, student, their),
         *template.check(data),
         *_rows(recipe, student, their, data, reports),
+        *alignment.check(recipe, reports),
         *settings.check(recipe, shapes, their, data),
         *experts.check(recipe, shapes),
         *encoders.check(recipe, shapes),
         *preferences.check(recipe, data, reports),
     ]
-    if recipe.pictures.features is not None and teacher is not None and not teacher.shares_vision:
+    sees = recipe.teacher is not None and recipe.teacher.kind != "cached"  # pictures, in training
+    if recipe.pictures.features is not None and teacher is not None and sees and not teacher.shares_vision:
         found.append(visual.other_tower(recipe))
     if not refused and not any(finding.check == "settings.parts" for finding in found):
         found += [*adaptors.check(recipe, shapes), *parts.check(recipe, student, shapes, their, data)]
@@ -88,13 +104,13 @@ def _terms(
     recipe: Recipe,
     student: VLM | Encoder,
     shapes: Mapping[str, VLM | Encoder],
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     data: Mapping[str, StageData],
     look: Look | None,
     encoder_shapes: Mapping[str, Shape],
 ) -> list[Finding]:
     found: list[Finding] = []
-    theirs = () if teacher is None else teacher.vlm.trees
+    theirs = () if teacher is None or teacher.vlm is None else teacher.vlm.trees
     with untouched(*student.trees, *theirs), as_found(student):  # a sparse student shares most of it
         for stage in recipe.stages:
             if stage.inserts is not None and isinstance(student, VLM):

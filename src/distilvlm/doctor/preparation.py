@@ -10,15 +10,18 @@ from typing import Any, TypeVar
 import torch
 
 from distilvlm.data import DataError, DataReport, Source, StageData
+from distilvlm.data.alignment import TeacherView
 from distilvlm.data.stage import source_of, stage_data
 from distilvlm.losses import Standardisation
-from distilvlm.models import NotHere, build
+from distilvlm.models import NotHere
 from distilvlm.models.alone import Encoder
 from distilvlm.models.compose import build_student
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import Teacher
+from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.encoders import EncoderTeachers, Shape, shapes
+from distilvlm.teachers.loading import local_teacher, weights_of
 from distilvlm.train.encoders import adapt, adapters_of
 
 from . import adaptors, encoders, experts, parts, preferences, settings, visual, vocabulary
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LOOKED_AT = 1_000
 """Rows of a stage that are encoded; a run looks at all of them."""
+
+SERVER_FIX = "start it on its machine (distilvlm teach MODEL), or mend what is named"
 
 ENCODERS_FIX = "put its weights there, name another in encoders.NAME.from, or mend what is named"
 
@@ -68,10 +73,12 @@ class _Patient:
         student = self._had("student.weights", self._student, "download them first, or name a directory in student")
         sources = self._sources()
         needed = recipe.teacher is not None and any(stage.loss.needs_teacher for stage in recipe.stages)
-        vlm = self._had("teacher.weights", self._teacher, "name another teacher (teacher.from)") if needed else None
+        elsewhere = recipe.teacher is not None and recipe.teacher.kind == "remote"
+        vlm = None
+        if needed and not elsewhere:
+            vlm = self._had("teacher.weights", lambda: weights_of(recipe), "name another teacher (teacher.from)")
         if student is None:
             return [*self.missing, *self._planned()]
-        data = self._data(student, sources)
         encoder_shapes = self._had("encoders.weights", lambda: self._adapted(student), ENCODERS_FIX) or {}
         teachers = None
         if encoder_shapes:
@@ -81,9 +88,16 @@ class _Patient:
         if vlm is not None and isinstance(student, VLM):  # what a teacher would refuse is better told here
             compared = [*vocabulary.check(recipe, student, vlm), *visual.check(recipe, student, vlm)]
             unlike = [finding for finding in compared if finding.level == "error"]
-        teacher = None
+        teacher: Teacher | None = None
+        if isinstance(student, VLM) and needed and elsewhere:
+            teacher = self._had("teacher.server", lambda: self._asked(student), SERVER_FIX)
         if isinstance(student, VLM) and vlm is not None and not unlike:
-            teacher = self._pair(vlm, student)
+            teacher = self._had(
+                "teacher.weights",
+                lambda: local_teacher(recipe, student, self.device, vlm),
+                "name another teacher (teacher.from)",
+            )
+        data = self._data(student, sources, None if teacher is None else teacher.view)
         reports, look = self._reports(data), None if teachers is None else teachers.of_paths
         found = examine(recipe, student, teacher, data, reports, self.directory, look, encoder_shapes)
         told = {finding.check for finding in unlike}
@@ -141,17 +155,12 @@ class _Patient:
         except (ValueError, OSError):
             return None
 
-    def _teacher(self) -> VLM:
-        spec = self.recipe.teacher
-        assert spec is not None
-        return build(spec, self.recipe.seed, dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32)
-
-    def _pair(self, vlm: VLM, student: VLM) -> LocalTeacher:
-        spec = self.recipe.teacher
-        assert spec is not None
-        trains = any(name.partition(".")[0] == "vision" for stage in self.recipe.stages for name in stage.train)
-        device = torch.device(spec.device) if spec.device else self.device
-        return LocalTeacher(vlm, student, device=device, student_device=self.device, share_vision=not trains)
+    def _asked(self, student: VLM) -> Teacher:
+        """A teacher elsewhere, for which a run would wait."""
+        assert self.recipe.teacher is not None and self.recipe.teacher.remote is not None
+        remote = self.recipe.teacher.remote.model_copy(update={"patience": 0.0})
+        spec = self.recipe.teacher.model_copy(update={"remote": remote})
+        return open_teacher(self.recipe.model_copy(update={"teacher": spec}), student, self.device)
 
     def _sources(self) -> dict[tuple[str, bool], Source]:
         """Data's name, and whether its pictures alone are looked at -> the source."""
@@ -166,7 +175,9 @@ class _Patient:
         }
         return {key: source for key, source in sources.items() if source is not None}
 
-    def _data(self, student: VLM | Encoder, every: Mapping[tuple[str, bool], Source]) -> dict[str, StageData]:
+    def _data(
+        self, student: VLM | Encoder, every: Mapping[tuple[str, bool], Source], view: TeacherView | None
+    ) -> dict[str, StageData]:
         made: dict[tuple[Any, ...], StageData | None] = {}
         data: dict[str, StageData] = {}
         for stage in self.recipe.stages:
@@ -175,11 +186,14 @@ class _Patient:
                 continue  # the file that is not there is told already
             sources = {name: every[name, alone] for name in stage.data}
             own = list(sources.values())
-            key = (stage.max_length, alone, *stage.data)
+            beside = view if stage.loss.compares else None
+            key = (stage.max_length, alone, beside is None, *stage.data)
             if key not in made:  # stages that see the same rows share them, and their faults
                 made[key] = self._had(
                     "data.rows",
-                    lambda stage=stage, own=own: stage_data(self.recipe, stage, student.tokenizer, student.layout, own),
+                    lambda stage=stage, own=own: stage_data(
+                        self.recipe, stage, student.tokenizer, student.layout, own, teacher=view
+                    ),
                     _where_to_look(stage.data, sources),
                 )
             if (rows := made[key]) is not None:

@@ -102,8 +102,9 @@ def _context(stage: StageSpec, student: VLM | Encoder, teacher: VLM | None, repo
     found: list[Finding] = []
     for role, vlm in (("student", student), ("teacher", teacher)):
         context = None if vlm is None else getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and report.longest > context:
-            text = f"the longest row has {report.longest:,} positions, the {role}'s context is {context:,}"
+        longest = (vlm is teacher and report.teachers_longest) or report.longest
+        if context is not None and longest > context:
+            text = f"the longest row has {longest:,} positions, the {role}'s context is {context:,}"
             fix = f"set stages.{stage.name}.max_length to {context}, or take a {role} with a longer context"
             found.append(Finding("rows.context", "warning", text, fix, stage.name))
     return found

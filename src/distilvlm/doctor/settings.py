@@ -115,7 +115,7 @@ def _rates(stage: StageSpec) -> Iterator[Finding]:
 
 def _batch(recipe: Recipe, stage: StageSpec) -> Iterator[Finding]:
     micro, batch = recipe.machine.micro_batch, stage.optim.batch
-    if micro > batch:
+    if micro > batch and recipe.machine.tokens is None:
         text = f"machine.micro_batch is {micro}, but an update has only {batch} samples: the rest is never filled"
         yield Finding("settings.micro_batch", "warning", text, f"set machine.micro_batch={batch}", stage.name)
 

@@ -15,7 +15,7 @@ from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import Parameters, named
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import Teacher
 from distilvlm.teachers.encoders import Look, Shape
 from distilvlm.train import objective_of
 
@@ -37,7 +37,7 @@ def check(
     recipe: Recipe,
     stage: StageSpec,
     student: VLM | Encoder,
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     data: StageData,
     shapes: Mapping[str, Shape],
     look: Look | None,
@@ -61,7 +61,7 @@ def _of_language(
     recipe: Recipe,
     stage: StageSpec,
     student: VLM,
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     data: StageData,
     leaves: Mapping[str, Parameters],
     reach: dict[str, dict[str, float]],
@@ -72,7 +72,7 @@ def _of_language(
         return []  # none can be loaded: the rows' own findings say why
     needed = teacher if stage.loss.needs_teacher else None
     first = recipe.stages[0].name == stage.name
-    objective = replace(objective_of(stage), encoder=0.0, expert_balance=0.0)
+    objective = replace(objective_of(stage, recipe.teacher), encoder=0.0, expert_balance=0.0)
     trials = try_terms(student, needed, objective, leaves, samples)
     width = min(p.dtype.itemsize for members in leaves.values() for p in members.values())
     found: list[Finding] = []
@@ -130,10 +130,9 @@ def _even(stage: StageSpec, student: VLM) -> int:
 
 
 def _ok(stage: StageSpec, name: str, trial: TermTrial, teacher: bool, even: int) -> Finding:
-    weight = getattr(stage.loss, name)
     against = " against the teacher" if teacher and name not in ("text", "balance") else ""
     kind = f" ({stage.loss.preference_kind}, β {stage.loss.beta:g})" if name == "preference" else ""
-    text = f"{name}{kind} × {weight:g}: {trial.rows} rows, {trial.value:.3g}{against}"
+    text = f"{name}{kind} × {stage.loss.told(name)}: {trial.rows} rows, {trial.value:.3g}{against}"
     if name == "balance":
         text += f" ({even} where experts serve alike)"
     elif trial.distance is not None:
@@ -207,8 +206,8 @@ def _reach(stage: StageSpec, gradients: Mapping[str, Mapping[str, float]]) -> It
 def same_weights(student: VLM, teacher: VLM) -> bool:
     """Whether every weight is the same; stops at the first that is not."""
     ours, theirs = named(student.model), named(teacher.model)
-    if ours.keys() != theirs.keys():
-        return False
+    if ours.keys() != theirs.keys() or any(parameter.is_meta for parameter in theirs.values()):
+        return False  # or cannot be told: a cached teacher is without weights
     return all(
         parameter is theirs[name]
         or (

@@ -23,7 +23,7 @@ from distilvlm.models.alone import Encoder
 from distilvlm.models.parts import Parameters, freeze
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.schema import TERMS
-from distilvlm.teachers import LocalTeacher, Targets
+from distilvlm.teachers import Targets, Teacher
 from distilvlm.train import Task
 
 from .template import spread
@@ -61,8 +61,13 @@ class TermTrial:
 
 def samples_of(data: StageData) -> list[Sample]:
     """A few short samples, with and without pictures, as far as there are such."""
+    return list(tried(data).values())
+
+
+def tried(data: StageData) -> dict[int, Sample]:
+    """Place in the data -> sample, of `samples_of`."""
     counts, lengths = data.picture_counts, data.lengths
-    chosen: list[Sample] = []
+    chosen: dict[int, Sample] = {}
     for pictures, wanted in SAMPLES:
         candidates = spread(np.flatnonzero((counts > 0) == pictures), CANDIDATES)
         usable = 0
@@ -72,14 +77,14 @@ def samples_of(data: StageData) -> list[Sample]:
             with contextlib.suppress(DataError):  # what can't be used is reported by name elsewhere
                 sample = data[0, index]
                 if sample.weight:
-                    chosen.append(sample)
+                    chosen[int(index)] = sample
                     usable += 1
     return chosen
 
 
 def try_terms(
     student: VLM,
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     objective: Objective,
     parts: Mapping[str, Parameters],
     samples: list[Sample],
@@ -97,7 +102,7 @@ class _Trial:
     def __init__(
         self,
         student: VLM,
-        teacher: LocalTeacher | None,
+        teacher: Teacher | None,
         objective: Objective,
         parts: Mapping[str, Parameters],
         batch: Batch,
@@ -163,16 +168,17 @@ class _Trial:
             # A copy: a head that trains is about to be perturbed.
             return Targets(hidden.flatten(0, 1)[self.rows], forward.head_weight(model).detach().clone())
 
-    def _targets(self, teacher: LocalTeacher) -> Targets:
+    def _targets(self, teacher: Teacher) -> Targets:
         shared = self.features if teacher.shares_vision else None
-        targets = teacher.targets(self.batch, self.rows, shared)
-        return Targets(targets.hidden.to(self.device), targets.head.to(self.device))
+        return teacher.targets(self.batch, self.rows, shared)
 
     def _answers(self, targets: Targets) -> Tensor:
         """[samples] log-probability of each answer."""
         batch = self.batch
+        assert targets.hidden is not None and targets.head is not None  # else the schema refuses preferences
+        owners = batch.owners_of(self.rows)
         answers = Answers.of(
-            targets.hidden, targets.head, self.rows, batch.length, batch.response_rows, batch.response_targets
+            targets.hidden, targets.head, self.rows, owners, batch.response_rows, batch.response_targets
         )
         return answers.log_probabilities(batch.samples)
 
@@ -181,7 +187,7 @@ class _Trial:
         return replace(self.batch, reference=self._answers(targets)) if self.objective.preference else self.batch
 
     def _values(self, targets: Targets) -> dict[str, float]:
-        task = Task(self.student, self.objective, targets.head).eval()
+        task = Task(self.student, self.objective, targets.head, teacher_ids=targets.ids).eval()
         with torch.no_grad():
             terms = task(self._referred(targets), self.features, targets, self.rows, self.samples)["terms"]
         return {name: float(value) for name, value in terms.items()}
@@ -205,8 +211,10 @@ class _Trial:
         """Norm of the gradient that one term alone gives each leaf part."""
         alone = replace(self.objective, **{other: 0.0 for other in TERMS if other != name})
         rows = alone.rows(self.batch.response_rows, self.batch.visual_rows)
-        given = Targets(targets.hidden[torch.searchsorted(self.rows, rows)], targets.head)
-        task = Task(self.student, alone, given.head if alone.relation else None).eval()
+        given = targets
+        if targets.hidden is not None and targets.responses is None:  # else they are of visual rows alone
+            given = replace(targets, hidden=targets.hidden[torch.searchsorted(self.rows, rows)])
+        task = Task(self.student, alone, given.head, teacher_ids=given.ids).eval()
         loss: Tensor = task(self._referred(targets), self.features, given, rows, self.samples)["loss"]
         return norms(self.student.trees, self.parts, loss)
 

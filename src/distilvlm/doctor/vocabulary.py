@@ -13,7 +13,10 @@ def check(recipe: Recipe, student: VLM, teacher: VLM | None) -> list[Finding]:
     if student.tokenizer is None or (teacher is not None and teacher.tokenizer is None):
         return []
     compared = [stage.name for stage in recipe.stages if stage.loss.needs_teacher]
-    tokens = _alone(student) if teacher is None else _compared(student, teacher, compared, teachers_terms(recipe))
+    aligned = recipe.teacher is not None and recipe.teacher.tokens == "aligned"
+    tokens = _alone(student)
+    if teacher is not None:
+        tokens = _compared(student, teacher, compared, teachers_terms(recipe), aligned)
     return [tokens, *_special(student), _image(student)]
 
 
@@ -37,7 +40,7 @@ def teachers_terms(recipe: Recipe) -> str:
     return f"{', '.join(terms)} and {last}" if terms else last
 
 
-def _compared(student: VLM, teacher: VLM, stages: list[str], terms: str) -> Finding:
+def _compared(student: VLM, teacher: VLM, stages: list[str], terms: str, aligned: bool) -> Finding:
     ours, theirs = _tokens(student), _tokens(teacher)
     both = ours.keys() | theirs.keys()
     differing = sorted(id for id in both if ours.get(id) != theirs.get(id))
@@ -56,7 +59,12 @@ def _compared(student: VLM, teacher: VLM, stages: list[str], terms: str) -> Find
     )
     if not stages:
         return Finding("vocabulary.tokens", "ok", f"{text}. No loss term compares the two")
-    fix = f"choose a student of the teacher's family (its tokenizer), or set {terms} to 0 in {', '.join(stages)}"
+    if aligned:
+        return Finding("vocabulary.tokens", "ok", f"{text}. They are compared without ids (teacher.tokens: aligned)")
+    fix = (
+        f"choose a student of the teacher's family (its tokenizer), set {terms} to 0 in {', '.join(stages)}, or "
+        "compare the two where their tokens begin at the same character (teacher.tokens: aligned)"
+    )
     return Finding("vocabulary.tokens", "error", text, fix)
 
 

@@ -7,7 +7,9 @@ from distilvlm.losses.linear import Distillation, linear_distillation
 from distilvlm.losses.objective import Objective, Outcome
 from distilvlm.losses.preference import preference, rated
 from distilvlm.losses.relation import gram, relation
+from distilvlm.losses.sparse import Sparse
 from distilvlm.losses.standardisation import Moments, Standardisation
+from distilvlm.losses.targets import Targets
 
 __all__ = [
     "Answers",
@@ -19,7 +21,9 @@ __all__ = [
     "Pair",
     "Pictures",
     "Preferences",
+    "Sparse",
     "Standardisation",
+    "Targets",
     "balance",
     "comparing",
     "gram",

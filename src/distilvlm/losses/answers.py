@@ -41,13 +41,13 @@ class Answers:
 
     @staticmethod
     def of(
-        hidden: Tensor, head: Tensor, rows: Tensor, length: int, response_rows: Tensor, response_targets: Tensor
+        hidden: Tensor, head: Tensor, rows: Tensor, owners: Tensor, response_rows: Tensor, response_targets: Tensor
     ) -> Answers:
         """Arguments as `Objective` has them."""
         places = torch.searchsorted(rows, response_rows)
         labels = torch.full_like(rows, IGNORED)
         labels[places] = response_targets
-        return Answers(hidden, head, labels, places, torch.div(response_rows, length, rounding_mode="floor"))
+        return Answers(hidden, head, labels, places, owners[places])
 
     def log_probabilities(self, samples: int) -> Tensor:
         """Of whole answers in nats, [samples] float64, without gradient."""

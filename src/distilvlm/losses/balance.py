@@ -11,6 +11,7 @@ whatever the number of experts that serve a token, and padding does not.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -26,18 +27,20 @@ def balance(router_probabilities: Tensor, mask: Tensor) -> Tensor:
         raise ValueError(f"{router_probabilities.shape[0]} tokens have probabilities, but the mask has {mask.shape[0]}")
     if not bool(mask.any()):
         raise ValueError("the balance of no tokens is not defined: the mask is empty")
-    return balance_of_samples(router_probabilities.unsqueeze(0), mask.unsqueeze(0)).squeeze(0)
+    return balance_of_samples(router_probabilities, mask.long() - 1, 1).squeeze(0)
 
 
-def balance_of_samples(router_probabilities: Tensor, mask: Tensor) -> Tensor:
-    """The balance loss of one layer for each sample, [samples]; 0 for a sample without real tokens.
+def balance_of_samples(router_probabilities: Tensor, owners: Tensor, samples: int) -> Tensor:
+    """The balance loss of one layer for each sample, [samples]; 0 for a sample without tokens.
 
-    router_probabilities: [samples, length, experts]; mask: [samples, length].
+    router_probabilities: [tokens, experts]; owners: [tokens] the sample of each, -1 for padding.
     """
     experts = router_probabilities.shape[-1]
-    real = mask.to(router_probabilities.dtype).unsqueeze(-1)  # [samples, length, 1]
-    tokens = real.sum(1).clamp_min(1)  # [samples, 1]
-    probability = (router_probabilities * real).sum(1) / tokens  # [samples, experts]
-    first = one_hot(router_probabilities.detach().argmax(-1), experts).to(real.dtype)
-    share = (first * real).sum(1) / tokens  # [samples, experts]
+    # Sums over samples are a product: in the same order each time, where adding by index is not on a GPU.
+    own = (owners == torch.arange(samples, device=owners.device).unsqueeze(1)).to(router_probabilities.dtype)
+    tokens = own.sum(1, keepdim=True).clamp_min(1)  # [samples, 1]
+    first = one_hot(router_probabilities.detach().argmax(-1), experts).to(own.dtype)
+    with torch.autocast(own.device.type, enabled=False):
+        probability = own @ router_probabilities / tokens  # [samples, experts]
+        share = own @ first / tokens  # [samples, experts]
     return experts * (probability * share).sum(-1)

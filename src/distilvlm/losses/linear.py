@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distilvlm.losses.divergences import DIVERGENCES, Divergence
+from distilvlm.losses.divergences import Divergence, chosen, compared_ids
 from distilvlm.losses.relation import (
     accumulation,
     add_product,
@@ -33,6 +33,7 @@ from distilvlm.losses.relation import (
     vocabulary_blocks,
 )
 from distilvlm.losses.row_order import OrderedRows
+from distilvlm.losses.sparse import Events, Sparse, require_comparable
 
 CHUNK_ELEMENTS = 12 * 2**20
 """Logits of one chunk, rows × vocab, for each of the two models: 48 MiB in fp32. Two-byte logits get twice as many."""
@@ -69,6 +70,10 @@ def linear_distillation(
     temperature: float = 1.0,
     chunk_elements: int = CHUNK_ELEMENTS,
     relation_rows: Sequence[Tensor] = (),
+    sparse: Sparse | None = None,
+    sparse_rows: Tensor | None = None,
+    teacher_ids: int | None = None,
+    mix: float | None = None,
 ) -> Distillation:
     """Weighted cross-entropy and divergence of rows, with exact gradients for the student's hidden states and head.
 
@@ -82,16 +87,20 @@ def linear_distillation(
     relation_rows: index tensors into the rows, one per sample. For each, the relation matrix Z Zᵀ of its student logits
         comes back in `.relations`; it shares the logits and the head's gradient buffer with the other terms, which is
         how a head that trains gets its relation loss (see relation.py for a frozen one).
+    sparse, sparse_rows: what is known of the teacher's distributions of some rows, and which these are, each once:
+        their divergence is from this, not from the teacher's hidden states there, and they are in no relation.
+    teacher_ids: length of the teacher's vocabulary where there is no head to tell it; None: at least the student's.
+    mix: λ of a divergence from a mixture; None: the default of `divergences.py`.
 
-    Vocabularies of different length: divergence and relations use the common ids, the text term the student's whole
-    vocabulary. Products run in the dtype of the head, or in autocast's; everything else, and the head's gradient, in
-    fp32 (float64 where an input is float64). `.text` and `.divergence` are values per row, before weights.
+    Vocabularies of different length: divergence and relations use the common ids ("uld": all), the text term the
+    student's whole vocabulary. Products run in the dtype of the head, or in autocast's; everything else, and the head's
+    gradient, in fp32 (float64 where an input is float64). `.text` and `.divergence` are values per row, before weights.
 
-    Raises `ValueError` for an unknown divergence, a temperature that is not positive, rows that do not match, a
-    divergence weight without a teacher, or fp16. Gradients cannot be differentiated again.
+    Raises `ValueError` for an unknown divergence, a mix of what mixes nothing, a temperature that is not positive, rows
+    that do not match, a divergence weight without a teacher, sparse targets with a divergence or temperature that can't
+    be right for them (`sparse.require_comparable`), or fp16. Gradients cannot be differentiated again.
     """
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"unknown divergence {divergence!r}; known are {', '.join(DIVERGENCES)}")
+    compare = chosen(divergence, mix)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     lengths = {"labels": labels, "text_weight": text_weight, "divergence_weight": divergence_weight}
@@ -100,23 +109,42 @@ def linear_distillation(
     for name, tensor in lengths.items():
         if tensor.shape[0] != student_hidden.shape[0]:
             raise ValueError(f"{name} has {tensor.shape[0]} rows, student_hidden {student_hidden.shape[0]}")
+    if sparse is not None:
+        require_comparable(sparse, divergence, temperature)
+        if sparse_rows is None or sparse_rows.shape[0] != sparse.ids.shape[0]:
+            found = 0 if sparse_rows is None else sparse_rows.shape[0]
+            raise ValueError(f"sparse_rows names {found} rows, and sparse targets are of {sparse.ids.shape[0]}")
 
     with torch.no_grad():
+        precision = accumulation(student_hidden, student_head)
         rows = OrderedRows.of(
-            labels, text_weight, divergence_weight, relation_rows, accumulation(student_hidden, student_head)
+            labels,
+            text_weight,
+            divergence_weight,
+            relation_rows,
+            precision,
+            sparse_rows=None if sparse is None else sparse_rows,
         )
         if rows.compared and (teacher_hidden is None or teacher_head is None):
             raise ValueError(
                 f"{rows.compared} rows have a divergence weight, but there is no teacher: give teacher_hidden and "
                 "teacher_head, or weights of 0"
             )
-        common = student_head.shape[0] if teacher_head is None else min(student_head.shape[0], teacher_head.shape[0])
+        ids = teacher_ids or student_head.shape[0] if teacher_head is None else teacher_head.shape[0]
+        common, teachers = compared_ids(divergence, student_head.shape[0], ids)
+        events: Events | None = None
+        if sparse is not None and sparse_rows is not None:
+            place = torch.empty_like(labels)
+            place[sparse_rows] = torch.arange(sparse_rows.numel(), device=labels.device)
+            events = Events.of(sparse, common, precision)[place[rows.order[rows.compared_to : rows.sparse_to]]]
     work = _Work(
         rows=rows,
         teacher_hidden=None if teacher_hidden is None else teacher_hidden.detach(),
         teacher_head=None if teacher_head is None else teacher_head.detach(),
         common=common,
-        divergence=DIVERGENCES[divergence],
+        teachers=teachers,
+        events=events,
+        divergence=compare,
         temperature=temperature,
         chunk_elements=chunk_elements,
         student_product=_product_dtype(student_head),
@@ -146,7 +174,9 @@ class _Work:
     rows: OrderedRows
     teacher_hidden: Tensor | None  # [rows, d_teacher]
     teacher_head: Tensor | None  # [vocab_teacher, d_teacher]
-    common: int  # ids that both vocabularies have
+    common: int  # ids of the student's that are compared: those that both vocabularies have, or all
+    teachers: int  # ids of the teacher's that are compared
+    events: Events | None  # of the ordered rows that have sparse targets
     divergence: Divergence
     temperature: float
     chunk_elements: int
@@ -157,8 +187,9 @@ class _Work:
     def visit(self, logits: Tensor, teacher_logits: Tensor | None, start: int, text: Tensor, value: Tensor) -> None:
         """Replaces the logits of the ordered rows [start, start + n) by the gradient of the loss.
 
-        logits: [n, vocab]; teacher_logits: [n, common], or None where no row has a divergence weight. Writes the terms
-        of each row into `text` and `value`, [n]. Reductions are in the weights' precision whatever the logits' is.
+        logits: [n, vocab]; teacher_logits: [n, teachers], or None where no row has a divergence weight, or all of them
+        have sparse targets. Writes the terms of each row into `text` and `value`, [n]. Reductions are in the weights'
+        precision, not in the logits'.
         """
         rows, stop = self.rows, start + logits.shape[0]
         precision = rows.text_weight.dtype
@@ -169,11 +200,16 @@ class _Work:
             gradient = torch.log_softmax(logits, -1, dtype=precision)
             text.copy_(gradient.gather(1, labels).neg_().masked_fill_(weight == 0, 0).squeeze(1))
             gradient.exp_().scatter_add_(1, labels, torch.full_like(weight, -1)).mul_(weight)
-        if teacher_logits is not None:
-            divergence, towards_teacher = self.divergence(
-                self._log_probabilities(logits[:, : self.common], precision),
-                self._log_probabilities(teacher_logits, precision),
-            )
+        known = self._known(start, stop)
+        if teacher_logits is not None or known is not None:
+            student = self._log_probabilities(logits[:, : self.common], precision)
+            if teacher_logits is not None:
+                divergence, towards_teacher = self.divergence(
+                    student, self._log_probabilities(teacher_logits, precision)
+                )
+            else:
+                assert known is not None
+                divergence, towards_teacher = known.compare(student, self.divergence)
             value.copy_(divergence)
             weight = rows.divergence_weight[start:stop].unsqueeze(1) / self.temperature
             if gradient is None:
@@ -185,6 +221,13 @@ class _Work:
             logits.zero_()
         else:
             logits.copy_(gradient)
+
+    def _known(self, start: int, stop: int) -> Events | None:
+        """Of the ordered rows [start, stop), which have sparse targets or have none, all of them."""
+        first = self.rows.compared_to
+        if self.events is None or not first <= start < self.rows.sparse_to:
+            return None
+        return self.events[start - first : stop - first]
 
     def _log_probabilities(self, logits: Tensor, precision: torch.dtype) -> Tensor:
         if self.temperature != 1:
@@ -255,7 +298,7 @@ def _sweep(
     shares = shares_logits(rows.related, head)
     projected = torch.empty_like(related) if shares else related @ build_gram(head[:common]).to(precision)
 
-    size = min(work.chunk_elements // head.shape[0], CHUNK_ROWS) * 4 // head.element_size()
+    size = min(work.chunk_elements // max(head.shape[0], work.teachers), CHUNK_ROWS) * 4 // head.element_size()
     size = max(1, min(size, rows.used))
     logits = head.new_empty(size, head.shape[0])
     teacher = _TeacherLogits.of(work, size)
@@ -265,11 +308,13 @@ def _sweep(
         if shares and start < rows.related:
             end = min(stop, rows.related)
             projected[start:end] = chunk[: end - start, :common] @ head[:common]
-        first, last = (min(max(edge, start), stop) for edge in (rows.compared_from, rows.compared_to))
-        if first == last and not any(rows.texted[start:stop]):
+        edges = rows.compared_from, rows.compared_to, rows.sparse_to
+        first, last, end = (min(max(edge, start), stop) for edge in edges)
+        if first == end and not any(rows.texted[start:stop]):
             continue  # here for their relation only
         teacher_logits = teacher(first, last) if teacher is not None and first < last else None
-        for tile in (*_tiles(start, first, chunk), *_tiles(first, last, chunk), *_tiles(last, stop, chunk)):
+        pieces = (start, first), (first, last), (last, end), (end, stop)
+        for tile in (tile for piece in pieces for tile in _tiles(*piece, chunk)):
             other: Tensor | None = None
             if teacher_logits is not None and first <= tile.start < last:
                 other = teacher_logits[tile.start - first : tile.stop - first]
@@ -283,11 +328,11 @@ def _sweep(
 
 @dataclass(frozen=True)
 class _TeacherLogits:
-    """The teacher's logits of ordered rows, over the common ids, in one buffer that the next call overwrites."""
+    """The teacher's logits of ordered rows, over the ids compared, in one buffer that the next call overwrites."""
 
     hidden: Tensor  # [compared, d_teacher]
-    head: Tensor  # [common, d_teacher]
-    buffer: Tensor  # [chunk, common]
+    head: Tensor  # [teachers, d_teacher]
+    buffer: Tensor  # [chunk, teachers]
     compared_from: int
 
     @staticmethod
@@ -296,8 +341,8 @@ class _TeacherLogits:
         if work.teacher_hidden is None or work.teacher_head is None or not rows.compared:
             return None
         hidden = work.teacher_hidden[rows.order[rows.compared_from : rows.compared_to]].to(work.teacher_product)
-        head = work.teacher_head[: work.common].to(work.teacher_product)
-        return _TeacherLogits(hidden, head, head.new_empty(min(size, rows.compared), work.common), rows.compared_from)
+        head = work.teacher_head[: work.teachers].to(work.teacher_product)
+        return _TeacherLogits(hidden, head, head.new_empty(min(size, rows.compared), work.teachers), rows.compared_from)
 
     def __call__(self, first: int, last: int) -> Tensor:
         rows = self.hidden[first - self.compared_from : last - self.compared_from]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from . import routing
+from . import packing, routing
 from .adaptors import Host
 from .alone import Alone
 from .vlm import VisionLayout
@@ -25,11 +25,13 @@ class Rows(Protocol):
     """What the language model needs of a batch."""
 
     @property
-    def input_ids(self) -> Tensor: ...  # [samples, length] int64, all safe to embed
+    def input_ids(self) -> Tensor: ...  # [lines, length] int64, all safe to embed
     @property
-    def attention_mask(self) -> Tensor: ...  # [samples, length] int64, 1 = real, right-padded
+    def attention_mask(self) -> Tensor: ...  # [lines, length] int64, 1 = real, right-padded
     @property
     def placeholder_rows(self) -> Tensor: ...  # [pictures * placeholders] flat positions, in the order of the pictures
+    @property
+    def sizes(self) -> tuple[int, ...] | None: ...  # of the samples of one packed line; None: each is a line of its own
 
 
 def pixel_values(layout: VisionLayout, pictures: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def vision_features(model: LlavaForConditionalGeneration | Alone, layout: Vision
 def embeddings(
     model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
 ) -> Tensor:
-    """What the language model reads: embedded ids with the projected features in place, [samples, length, d].
+    """What the language model reads: embedded ids with the projected features in place, [lines, length, d].
 
     Args:
         features: [pictures, placeholders, d_vision] from `vision_features` or from a store, for every picture of the
@@ -85,7 +87,7 @@ def embeddings(
     Raises:
         ValueError: features and placeholders of the batch differ in number.
     """
-    embedded: Tensor = model.get_input_embeddings()(batch.input_ids)  # [samples, length, d]
+    embedded: Tensor = model.get_input_embeddings()(batch.input_ids)  # [lines, length, d]
     given = 0 if features is None else features.shape[0] * features.shape[1]
     if given != batch.placeholder_rows.numel():
         raise ValueError(
@@ -94,7 +96,7 @@ def embeddings(
         )
     if features is not None and given:
         projected = _projected(model, batch, features)  # [pictures, placeholders, d]
-        flat = embedded.flatten(0, 1)  # [samples * length, d]
+        flat = embedded.flatten(0, 1)  # [lines * length, d]
         flat = flat.index_copy(0, batch.placeholder_rows, projected.flatten(0, 1).to(flat.dtype))
         embedded = flat.view_as(embedded)
     return embedded
@@ -130,12 +132,20 @@ def _through(module: nn.Module, features: Tensor) -> Tensor:
 def hidden_states(
     model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
 ) -> Tensor:
-    """Final-normed hidden states of the language model, [samples, length, d]; arguments and errors as `embeddings`."""
-    output = model.get_decoder()(
-        inputs_embeds=embeddings(model, layout, batch, features),
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        return_dict=True,
+    """Final-normed hidden states of the language model, [lines, length, d]; arguments and errors as `embeddings`.
+
+    Raises `ValueError`, too, where a packed line would run in several workflows at once.
+    """
+    decoder = model.get_decoder()
+    arguments: dict[str, Any] = {"attention_mask": batch.attention_mask}
+    if batch.sizes is not None:
+        host = Host.of(model)
+        if host is not None and not isinstance(host.active, str):
+            raise ValueError("samples of several workflows can't share a line: set machine.packing to false")
+        ids = batch.input_ids
+        arguments = packing.decoder_arguments(decoder, batch.sizes, ids.shape[1], ids.device)
+    output = decoder(
+        inputs_embeds=embeddings(model, layout, batch, features), use_cache=False, return_dict=True, **arguments
     )
     return output.last_hidden_state
 

@@ -1,35 +1,27 @@
 """Tensors of pictures, computed once per picture and kept on disk: features of a tower, or of an encoder that teaches.
 
-    STORE/
-      store.json                 what they were made with; another maker is refused, naming what differs
-      index.json                 which picture (SHA-256 of its file) lies in which row of which shard
-      paths.json                 size, time and SHA-256 of every file seen, so that it isn't hashed at every reading
-      shards/00000.safetensors   each tensor [n, ...], and in its header the SHA-256 of every picture's part
-
-Which pictures share a shard is decided, and written, before any is computed: a fill that is killed goes on at the
-first missing shard and ends with the same bits, and several processes can fill one store. Pictures that come later go
-into shards of their own. What is read is compared with its hash.
+STORE/        shards of a picture's tensors under the SHA-256 of its file, as shards.py keeps them, and
+  paths.json  size, time and SHA-256 of every file seen, so that it isn't hashed at every reading
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import sha256, sweep, write_whole
+from .files import sha256, write_whole
+from .shards import FeatureError, ShardReader, ShardStore, about_shard, read_json
+
+__all__ = ["FeatureError", "PictureReader", "PictureStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +32,7 @@ Compute = Callable[[Tensor], dict[str, Tensor]]
 """Canvases, uint8 [pictures, 3, size, size] on the CPU -> what is kept of each, every tensor [pictures, ...]."""
 
 
-class FeatureError(RuntimeError):
-    """Kept features cannot be used as asked; the message says which, why and what to do."""
-
-
-class PictureStore:
+class PictureStore(ShardStore):
     """A directory of what one maker computes of pictures, refused for any other.
 
     Args:
@@ -56,43 +44,19 @@ class PictureStore:
     """
 
     def __init__(self, directory: str | Path, made_with: Mapping[str, Any], shard: int = 256) -> None:
-        self.directory = Path(directory).absolute()
+        super().__init__(directory, made_with)
         self._shard = shard
-        wanted = json.loads(json.dumps(made_with))  # tuples become lists, as they come back from the file
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with _locked(self.directory / "lock"):
-            known = _read(self.directory / "store.json", None)
-            if known is None:
-                write_whole(self.directory / "store.json", json.dumps(wanted, indent=1).encode())
-                return
-        differing = [
-            f"{field}: {_short(known.get(field))} there, {_short(wanted.get(field))} now"
-            for field in sorted(known.keys() | wanted.keys())
-            if known.get(field) != wanted.get(field)
-        ]
-        if differing:
-            raise FeatureError(
-                f"{self.directory} keeps features that were made otherwise:\n  "
-                + "\n  ".join(differing)
-                + "\nGive another directory, or remove this one to have them made anew"
-            )
 
-    def missing(self, paths: Iterable[str | Path]) -> int:
+    def missing_of(self, paths: Iterable[str | Path]) -> int:
         """How many different pictures a fill would have to compute; nothing is planned."""
-        seen: Seen = _read(self.directory / "paths.json", {})
+        seen: Seen = read_json(self.directory / "paths.json", {})
         wanted: set[str] = set()
         for path in paths:
             try:
-                wanted.add(_digest(str(path), seen))
+                wanted.add(digest(str(path), seen))
             except OSError:
                 continue  # filling names it
-        there = [
-            picture
-            for i, pictures in enumerate(_read(self.directory / "index.json", {"shards": []})["shards"])
-            if _shard(self.directory, i).exists()
-            for picture in pictures
-        ]
-        return len(wanted.difference(there))
+        return len(self.missing(wanted))
 
     def fill_with(
         self,
@@ -128,12 +92,12 @@ class PictureStore:
         """
         unreadable: dict[str, str] = {}
         pool = ThreadPoolExecutor(threads) if threads else nullcontext()
-        with _filling(self.directory), pool as executor:
+        with self.filling(), pool as executor:
             wanted, known, shards = self._plan([str(path) for path in paths], skip_unreadable, unreadable)
             mine = [(i, pictures) for i, pictures in enumerate(shards) if not wanted.keys().isdisjoint(pictures)]
             total, done = sum(len(pictures) for _, pictures in mine), 0
             for number, (i, pictures) in enumerate(mine):
-                place = _shard(self.directory, i)
+                place = self.place(i)
                 if not place.exists():
                     if number % world != rank:
                         continue
@@ -141,7 +105,7 @@ class PictureStore:
                     canvases = _canvases(
                         [known[digest] for digest in pictures], canvas, size, batch, executor, bad, skip_unreadable
                     )
-                    self._compute(place, pictures, compute, canvases, bad)
+                    self.write(i, _items(compute, canvases), unreadable=bad)
                 for row, reason in _unreadable(place).items():
                     unreadable |= dict.fromkeys(wanted.get(pictures[row], ()), reason)
                 done += len(pictures)
@@ -159,75 +123,35 @@ class PictureStore:
         Returns SHA-256 -> paths of the wanted pictures, SHA-256 -> a path of all that are known, and all shards.
         """
         wanted: dict[str, list[str]] = {}
-        with _locked(self.directory / "lock"):
-            seen: Seen = _read(self.directory / "paths.json", {})
+        with self.locked():
+            seen: Seen = read_json(self.directory / "paths.json", {})
             before = dict(seen)
             for path in paths:
                 try:
-                    wanted.setdefault(_digest(path, seen), []).append(path)
+                    wanted.setdefault(digest(path, seen), []).append(path)
                 except OSError as problem:
                     if not skip:
                         raise FeatureError(f"{path}: {problem}") from problem
                     unreadable[path] = str(problem)
             if seen != before:
                 write_whole(self.directory / "paths.json", json.dumps(seen).encode())
-            shards: list[list[str]] = _read(self.directory / "index.json", {"shards": []})["shards"]
-            new = sorted(wanted.keys() - {picture for pictures in shards for picture in pictures})
-            if new:
-                shards += [new[start : start + self._shard] for start in range(0, len(new), self._shard)]
-                write_whole(self.directory / "index.json", json.dumps({"version": 1, "shards": shards}).encode())
+        size = self._shard
+        shards = self.plan(sorted(wanted), lambda new: [new[i : i + size] for i in range(0, len(new), size)])
         known = {digest: path for path, (_, _, digest) in seen.items()}
         return wanted, known | {digest: paths[0] for digest, paths in wanted.items()}, shards
 
-    def _compute(
-        self, place: Path, pictures: list[str], compute: Compute, canvases: Iterator[Tensor], bad: dict[int, str]
-    ) -> None:
-        parts = [{name: value.to("cpu") for name, value in compute(batch).items()} for batch in canvases]
-        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        hashes = [_hash({name: value[row] for name, value in tensors.items()}) for row in range(len(pictures))]
-        # One entry, because safetensors writes several in an order that changes from process to process.
-        about = {"pictures": _together(pictures), "unreadable": bad, "sha256": hashes}
-        write_whole(place, lambda partial: save_file(tensors, partial, {"about": json.dumps(about)}))
 
-
-class PictureReader:
-    """Picture file -> its tensors on the CPU, in the dtype they are kept in.
-
-    Can be pickled and forked: every process reads the index and opens the shards it needs when it first needs them.
-    """
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self._forget()
+class PictureReader(ShardReader):
+    """Picture file -> its tensors on the CPU, in the dtype they are kept in; pickled and forked as any reader."""
 
     def read(self, path: str | Path) -> dict[str, Tensor]:
         """Raises FeatureError for a picture that has nothing here, or something else than was written; says what to
         do."""
         i, row = self._row(str(path))
-        if self._process != os.getpid():
-            self._open, self._process = {}, os.getpid()  # open files are not shared with the process forked from
-        if i not in self._open:
-            place = _shard(self.directory, i)
-            if not place.exists():
-                raise FeatureError(f"{path}: its features are not computed yet: fill {self.directory} to the end")
-            try:
-                about = _about(place)
-                opened = safe_open(place, "pt")
-            except Exception as problem:  # what a damaged header raises is anything
-                raise FeatureError(f"{place} is damaged ({problem}): remove the file and fill again") from problem
-            if about["pictures"] != _together(self._shards[i]):
-                raise FeatureError(f"{place} does not belong to this store's index: remove the file and fill again")
-            self._open[i] = opened, about
-        shard, about = self._open[i]
+        _, about = self.opened(i, str(path))
         if (reason := about["unreadable"].get(str(row))) is not None:
             raise FeatureError(f"{path}: {reason}")
-        found = {name: shard.get_slice(name)[row] for name in shard.keys()}  # noqa: SIM118 - no mapping
-        if "sha256" in about and _hash(found) != about["sha256"][row]:  # shards of earlier versions have none
-            raise FeatureError(
-                f"{_shard(self.directory, i)} is damaged: what it holds of {path} is not what was written. Remove the "
-                "file and fill again"
-            )
-        return found
+        return self.tensors(i, row, str(path))
 
     def __contains__(self, path: str | Path) -> bool:
         """True if the picture has a place in the store; cheap, opens no shard."""
@@ -237,37 +161,34 @@ class PictureReader:
             return False
         return True
 
-    def __getstate__(self) -> Path:
-        return self.directory
-
-    def __setstate__(self, directory: Path) -> None:
-        self.directory = Path(directory)
-        self._forget()
-
     def _forget(self) -> None:
-        self._places: dict[str, tuple[int, int]] | None = None
-        self._seen: Seen = {}
-        self._shards: list[list[str]] = []
-        self._open: dict[int, tuple[Any, dict[str, Any]]] = {}
-        self._process = os.getpid()
+        super()._forget()
+        self._seen: Seen | None = None
 
     def _row(self, path: str) -> tuple[int, int]:
-        if self._places is None:
-            self._seen = _read(self.directory / "paths.json", {})
-            self._shards = _read(self.directory / "index.json", {"shards": []})["shards"]
-            self._places = {
-                picture: (i, row) for i, pictures in enumerate(self._shards) for row, picture in enumerate(pictures)
-            }
+        seen = self._seen
+        if seen is None:
+            seen = self._seen = dict(read_json(self.directory / "paths.json", {}))
         try:
-            digest = _digest(path, self._seen)
+            place = self.place(digest(path, seen))
         except OSError as problem:
             raise FeatureError(f"{path}: {problem}") from problem
-        if digest not in self._places:
+        if place is None:
             raise FeatureError(
                 f"{path}: no features of this picture in {self.directory}; it was added or changed after the store was "
                 "filled: fill it again"
             )
-        return self._places[digest]
+        return place
+
+
+def _items(compute: Compute, canvases: Iterator[Tensor]) -> list[dict[str, Tensor]]:
+    """What is kept of each picture."""
+    made = [{name: value.to("cpu") for name, value in compute(batch).items()} for batch in canvases]
+    return [{name: value[row] for name, value in part.items()} for part in made for row in range(_count(part))]
+
+
+def _count(part: Mapping[str, Tensor]) -> int:
+    return len(next(iter(part.values())))
 
 
 def _canvases(
@@ -320,14 +241,7 @@ def _ahead(
         yield list(coming)
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _digest(path: str, seen: Seen) -> str:
+def digest(path: str, seen: Seen) -> str:
     """SHA-256 of a file, out of `seen` while its size and time are what they were; `seen` is brought up to date."""
     key = os.path.abspath(path)  # noqa: PTH100 - a link keeps its own name, which Path.resolve would not
     found = os.stat(key)  # noqa: PTH116 - twice as fast as Path's, and called for every sample
@@ -337,51 +251,6 @@ def _digest(path: str, seen: Seen) -> str:
     return entry[2]
 
 
-def _shard(directory: Path, i: int) -> Path:
-    return directory / "shards" / f"{i:05d}.safetensors"
-
-
 def _unreadable(shard: Path) -> dict[int, str]:
     """Row -> reason of the pictures of a shard that could not be read when it was made."""
-    return {int(row): reason for row, reason in _about(shard)["unreadable"].items()}
-
-
-def _about(shard: Path) -> dict[str, Any]:
-    with safe_open(shard, "pt") as opened:
-        return json.loads(opened.metadata()["about"])
-
-
-def _together(pictures: list[str]) -> str:
-    return hashlib.sha256("".join(pictures).encode()).hexdigest()
-
-
-def _read(file: Path, default: Any) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return default
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("wb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _filling(directory: Path) -> Iterator[None]:
-    """Clear what killed fills left, unless another one runs now, and keep others from doing so meanwhile."""
-    with (directory / "filling").open("wb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            sweep(directory / "shards")
-        except BlockingIOError:
-            pass
-        fcntl.flock(stream, fcntl.LOCK_SH)
-        yield
+    return {int(row): reason for row, reason in about_shard(shard)["unreadable"].items()}

@@ -12,9 +12,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from distilvlm.recipe.agreement import check_encoders
+from distilvlm.recipe.batches import check_batches
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
+from distilvlm.recipe.schedules import SCHEDULED, Ramp, check, filled
 from distilvlm.recipe.section import Section
+from distilvlm.recipe.teachers import KeepSpec, RemoteSpec, check_kept, check_prompted, check_rows, check_sparse
 from distilvlm.recipe.transforms import Insert, Reset, Transform, Upcycle
+from distilvlm.recipe.tree import is_mapping
 
 
 class VisionSpec(Section):
@@ -104,15 +108,44 @@ class ModelSpec(Section):
 
 
 class TeacherSpec(ModelSpec):
-    """A teacher is a model that gives targets; it never trains."""
+    """A teacher is a model that gives targets; it never trains.
 
+    `kind` says where its targets come from, and changes nothing else of a recipe.
+    """
+
+    kind: Literal["local", "cached", "remote"] = Field(
+        default="local", description="local: in this process; cached: computed once and kept on disk; remote: a server"
+    )
+    tokens: Literal["same", "aligned"] = Field(
+        default="same",
+        description="aligned: it may have another tokenizer; answers are compared where tokens of both begin at the "
+        "same character, by universal logit distillation (arXiv 2402.12030)",
+    )
+    visual: Literal["same", "interpolate", "assignment"] = Field(
+        default="same",
+        description="a picture may be other tokens to it than to the student. interpolate: its visual rows are "
+        "averaged over areas to the student's grid; assignment: each of the student's gets the nearest one (EM-KD)",
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="what its weights are held in")
     device: str | None = Field(default=None, description="'cpu', 'cuda:1', ...; default: the student's device")
+    keep: KeepSpec = KeepSpec()
+    remote: RemoteSpec | None = None
 
     @model_validator(mode="after")
     def _has_language(self) -> TeacherSpec:
         if self.encoder_alone:
             raise ValueError("a vision encoder alone gives features, not answers: name it in 'encoders'")
+        return self
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether it may read other rows than the student."""
+        return (self.tokens, self.visual) != ("same", "same")
+
+    @model_validator(mode="after")
+    def _names_its_server(self) -> TeacherSpec:
+        if self.kind == "remote" and self.remote is None:
+            raise ValueError("a remote teacher needs the address of its server: remote: {url: http://HOST:PORT}")
         return self
 
 
@@ -163,6 +196,7 @@ class SourceSpec(Section):
     )
 
 
+DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl"]
 PreferenceKind = Literal["kto", "kto_unpaired", "dpo", "ipo", "hinge"]
 
 
@@ -170,8 +204,8 @@ class LossSpec(Section):
     """Weights of a stage's loss terms; 0 leaves a term out. What shapes a term stands behind the weights."""
 
     text: float = Field(default=1.0, ge=0, description="cross-entropy of response tokens")
-    response: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on response rows")
-    visual: float = Field(default=0.0, ge=0, description="KL(teacher ‖ student) on visual rows")
+    response: float = Field(default=0.0, ge=0, description="divergence from the teacher on response rows")
+    visual: float = Field(default=0.0, ge=0, description="divergence from the teacher on visual rows")
     relation: float = Field(default=0.0, ge=0, description="1 − cosine of the visual tokens' relation matrices")
     balance: float = Field(
         default=0.0, ge=0, description="load balance of experts, summed over sparse layers; LLaVA-MoD's code has 0.01"
@@ -185,7 +219,21 @@ class LossSpec(Section):
     preference: float = Field(
         default=0.0, ge=0, description="preference loss of pairs or of rated answers, with the teacher as reference"
     )
+    divergence: DivergenceName = Field(
+        default="forward_kl",
+        description="forward_kl: KL(teacher ‖ student) (LLaVA-KD); reverse_kl; jensen_shannon; skewed ones (DistiLLM)",
+    )
+    mix: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="λ of a divergence from a mixture of both: the student's share in jensen_shannon (default 0.9, "
+        "LLaVA-KD's code), in a skewed one that of the distribution that is compared with the mixture (default 0.1)",
+    )
     temperature: float = Field(default=1.0, gt=0, description="of the divergences; no τ² factor (LLaVA-KD's code)")
+    schedule: dict[str, Ramp] = Field(
+        default={}, description="weights of text, response, visual or relation, or the temperature, that change"
+    )
     preference_kind: PreferenceKind = Field(
         default="kto", description="kto: pairs (LLaVA-MoD); kto_unpaired: single rated answers; dpo, ipo, hinge: pairs"
     )
@@ -193,6 +241,18 @@ class LossSpec(Section):
     desirable: float = Field(default=1.0, ge=0, description="weight of desirable answers (kto, kto_unpaired)")
     undesirable: float = Field(default=1.0, ge=0, description="weight of undesirable answers (kto, kto_unpaired)")
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="share of pairs that are the wrong way (dpo)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_schedules(cls, written: Any) -> Any:
+        return filled(written) if is_mapping(written) else written
+
+    @model_validator(mode="after")
+    def _schedules_agree(self) -> LossSpec:
+        check(self.schedule, {name: getattr(self, name) for name in SCHEDULED})
+        if self.mix is not None and self.divergence in ("forward_kl", "reverse_kl"):
+            raise ValueError(f"mix is of jensen_shannon and of the skewed divergences: {self.divergence} mixes nothing")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossSpec:
@@ -204,6 +264,20 @@ class LossSpec(Section):
             raise ValueError(f"a stage of preferences has no {' or '.join(compared)} loss: set {zeros}")
         return self
 
+    def told(self, name: str) -> str:
+        """A weight, or the temperature, for people: `0.5`, or `0 → 1 over the first 30%`."""
+        return str(self.schedule[name]) if name in self.schedule else f"{getattr(self, name):g}"
+
+    @property
+    def compared_by(self) -> str:
+        """How rows are compared with the teacher's, as far as it is not the default: `reverse_kl, temperature 2`."""
+        if not (self.response or self.visual):
+            return ""
+        found = [] if self.divergence == "forward_kl" else [self.divergence]
+        found += [] if self.mix is None else [f"λ {self.mix:g}"]
+        warm = self.told("temperature")
+        return ", ".join(found if warm == "1" else [*found, f"temperature {warm}"])
+
     @property
     def of_language(self) -> list[str]:
         """The terms that need the language model. Without any, a stage learns from pictures alone."""
@@ -213,6 +287,11 @@ class LossSpec(Section):
     def needs_teacher(self) -> bool:
         """Whether the teacher gives targets, or log-probabilities that are kept before the stage begins."""
         return bool(self.response or self.visual or self.relation or self.preference)
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows of the teacher's are compared with the student's as the stage trains."""
+        return bool(self.response or self.visual or self.relation)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -319,6 +398,10 @@ class MachineSpec(Section):
     """How the machine works; nothing here changes the objective, so it may differ between continuations."""
 
     micro_batch: int = Field(default=1, gt=0, description="samples per forward and process")
+    tokens: int | None = Field(
+        default=None, gt=0, description="positions per forward and process, at most, instead of micro_batch samples"
+    )
+    packing: bool = Field(default=False, description="several samples in one row, where none sees the others")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="autocast; what trains is held in fp32 in any case"
     )
@@ -371,6 +454,11 @@ class Recipe(Section):
         self._check_transforms()
         self._check_adaptors()
         check_encoders(self)
+        check_rows(self)
+        check_kept(self)
+        check_prompted(self)
+        check_sparse(self)
+        check_batches(self)
         return self
 
     def teachers_of(self, stage: StageSpec) -> dict[str, EncoderSpec]:

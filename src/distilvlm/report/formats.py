@@ -239,6 +239,7 @@ class Update(Content):
     gradient_norm: float
     samples: int = 0
     seconds: float
+    wait: float = 0.0  # seconds of these without a micro-batch to work on
     routing: list[LayerUse] = []  # of a sparse student, layer by layer
     vision_routing: list[LayerUse] = []  # of a vision tower with experts, layer by layer
 

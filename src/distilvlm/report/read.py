@@ -61,6 +61,11 @@ class Stage:
     def seconds(self) -> float:
         return sum(update.seconds for update in self.updates)
 
+    @property
+    def wait(self) -> float:
+        """Seconds of these in which the (main) process waited for its data."""
+        return sum(update.wait for update in self.updates)
+
 
 @dataclass(frozen=True)
 class Run:

@@ -90,11 +90,24 @@ def terms(stage: Stage) -> str:
     loss = stage.spec.loss
     full = {"preference": f"preference ({preference_kind(loss)})"}
     said = " + ".join(
-        full.get(name, name) if weight == 1 else f"{weight:g} {full.get(name, name)}" for name, weight in used.items()
+        full.get(name, name) if weight == 1 else f"{weight:g} {full.get(name, name)}"
+        for name, weight in used.items()
+        if name not in loss.schedule
     )
-    warm = loss.temperature
-    said += f", temperature {warm:g}" if warm != 1 else ""
+    changing = [f"{name} ({loss.told(name)})" for name in used if name in loss.schedule]
+    said = " + ".join([said, *changing] if said else changing)
+    said += f", {loss.compared_by}" if loss.compared_by else ""
+    said += _aligned(stage)
     return said + (f"; as LLaVA-MoD's code: {', '.join(stage.spec.reference)}" if stage.spec.reference else "")
+
+
+def _aligned(stage: Stage) -> str:
+    """How much of a stage's answers has a partner in the rows of a teacher that reads its own."""
+    counts = [] if stage.about is None else [source for source in stage.about.data.values() if "paired" in source]
+    learned, paired = (sum(source[name] for source in counts) for name in ("learned", "paired"))
+    if not learned or not any(source["teachers_longest"] for source in counts):
+        return ""
+    return f"; {paired / learned:.0%} of the tokens have a partner in the teacher's rows"
 
 
 def preference_kind(loss: LossSpec) -> str:

@@ -16,6 +16,9 @@ CONSOLE = Console(stderr=True)
 PLAIN_EVERY = 15.0
 """Seconds between plain lines: enough to see life in a log file, few enough to read it."""
 
+WORTH_TELLING = 0.02
+"""Share of the time waiting for data from which on more loader processes (machine.workers) would help."""
+
 
 class Reporter(Protocol):
     """Follows one stage."""
@@ -86,17 +89,21 @@ class _Lines:
     def begin(self, stage: str, done: int, updates: int) -> None:
         self._stage, self._updates, self._first = stage, updates, done
         self._started = self._last = time.monotonic()
+        self._waited = 0.0
 
     def update(self, update: Update) -> None:
         now = time.monotonic()
+        self._waited += update.wait
         if now - self._last < PLAIN_EVERY and update.number < self._updates:
             return
         self._last = now
         pace = (now - self._started) / (update.number - self._first)
+        share = self._waited / max(1e-9, now - self._started)
+        waiting = f"{share:.0%} waiting for data  " if share >= WORTH_TELLING else ""
         left = int(pace * (self._updates - update.number))
         self._console.print(
             f"{self._stage} {update.number}/{self._updates}  {_terms(update)}  "
-            f"{pace:.2f} s/update  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
+            f"{pace:.2f} s/update  {waiting}{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
             highlight=False,
             soft_wrap=True,
         )

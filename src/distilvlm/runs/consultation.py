@@ -11,7 +11,7 @@ from distilvlm.data import DataReport, StageData
 from distilvlm.doctor import Finding, examine
 from distilvlm.models.files import write_whole
 from distilvlm.recipe import Recipe
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import Teacher
 
 from .directory import RunDirectory, RunError
 from .encoders import Encoders
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def consult(
     recipe: Recipe,
     student: Student,
-    teacher: LocalTeacher | None,
+    teacher: Teacher | None,
     material: Mapping[str, tuple[StageData, DataReport]],
     place: RunDirectory,
     encoders: Encoders | None,

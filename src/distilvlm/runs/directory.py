@@ -4,6 +4,7 @@ RUN/
   recipe.yaml                  what is run, resolved
   about.json                   the command, the machine, the versions, when it began and ended
   doctor.json                  what the doctor found before the first step
+  teacher.json                 which model a teacher elsewhere is
   cost.json                    memory, time and disk of each stage: estimated and measured
   events.jsonl                 every term of every update
   quarantine.jsonl             rows that could not be used (quarantine-N.jsonl: met by process N)
@@ -23,6 +24,7 @@ RUN/
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -34,6 +36,10 @@ from distilvlm.recipe import differences, dump_recipe, read_dump
 from distilvlm.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
+
+
+FREE = ("machine.", *(f"teacher.remote.{name}:" for name in ("url", "key_variable", "timeout", "patience")))
+"""Fields that may differ between continuations: how a run runs, and where its teacher is."""
 
 
 class RunError(RuntimeError):
@@ -49,6 +55,7 @@ class RunDirectory:
         self.about = self.path / "about.json"
         self.doctor = self.path / "doctor.json"
         self.cost = self.path / "cost.json"
+        self.teacher = self.path / "teacher.json"
         self.events = self.path / "events.jsonl"
         self.importance = self.path / "importance.json"
         self.standards = self.path / "standards.safetensors"
@@ -86,7 +93,7 @@ class RunDirectory:
                 ours = read_dump(self.recipe.read_text())
             except ValueError as error:
                 raise RunError(f"{self.recipe} was changed by hand and no longer loads: {error}") from error
-            changed = [line for line in differences(ours, recipe) if not line.startswith("machine.")]
+            changed = [line for line in differences(ours, recipe) if not line.startswith(FREE)]
             if changed:
                 raise RunError(
                     f"{self.path} is a run of another recipe; these fields differ:\n  "
@@ -99,6 +106,20 @@ class RunDirectory:
         if strangers:
             raise RunError(f"{self.path} is not a run and not empty ({', '.join(strangers[:3])}): give another --dir")
         write_whole(self.recipe, dump_recipe(recipe).encode())
+
+    def claim_teacher(self, identity: str) -> None:
+        """Note which model a teacher elsewhere is, or make sure that it is the one that this run began with.
+
+        Raises:
+            RunError: it is another one.
+        """
+        if not self.teacher.exists():
+            write_whole(self.teacher, (json.dumps({"identity": identity}, indent=1) + "\n").encode())
+        elif (before := json.loads(self.teacher.read_text())["identity"]) != identity:
+            raise RunError(
+                f"{self.path} began with another teacher: {before}, and now {identity} answers. Serve the one it began "
+                "with, or give another --dir"
+            )
 
     def sweep(self) -> None:
         """Clear what a killed process left half-written."""

@@ -17,12 +17,14 @@ from accelerate.state import AcceleratorState
 from distilvlm.data import export_chat_template
 from distilvlm.models import hosted
 from distilvlm.models.alone import Encoder
-from distilvlm.models.compose import build
 from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe, read_dump
-from distilvlm.teachers import LocalTeacher, TeacherError
+from distilvlm.teachers import LocalTeacher, Teacher, require
+from distilvlm.teachers.build import open_teacher
+from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
+from distilvlm.train import objective_of
 
 from . import about
 from .console import CONSOLE, reporter
@@ -33,6 +35,7 @@ from .expense import expect
 from .material import check
 from .stage import StageRun
 from .student import Student
+from .teaching import fill_before_run
 
 logger = logging.getLogger(__name__)
 
@@ -95,33 +98,49 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     console = reporter(CONSOLE if accelerator.is_main_process else None)
     stages = [StageRun(recipe, i, student, place, accelerator, console) for i in range(len(recipe.stages))]
     left = [run_of_stage for run_of_stage in stages if not run_of_stage.finished]
-    material = {one.stage.name: check(recipe, one.stage, student.vlm, place, accelerator) for one in left}
-    teacher: LocalTeacher | None = None
+    teacher: Teacher | None = None
+    if recipe.teacher is not None and recipe.teacher.own_rows and any(one.stage.loss.compares for one in left):
+        # The data is read with its tokens, too.
+        teacher = open_teacher(recipe, _with_language(student), accelerator.device)
+    view = None if teacher is None else teacher.view
+    material = {one.stage.name: check(recipe, one.stage, student.vlm, place, accelerator, view) for one in left}
     encoders = _encoders(recipe, student, left, accelerator)
-    if any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
+    data = {name: rows for name, (rows, _) in material.items()}
+    cached = recipe.teacher is not None and recipe.teacher.kind == "cached"
+    if cached and any(one.stage.loss.compares for one in left):
+        fill_before_run(recipe, _with_language(student), data, accelerator)
+    if teacher is None and any(run_of_stage.stage.loss.needs_teacher for run_of_stage in left):
         # Built before the first step even if a later stage is the first to need it: that is when it is refused.
-        teacher = _teacher(recipe, _with_language(student), accelerator)
+        preferences = any(run_of_stage.stage.loss.preference for run_of_stage in left)
+        teacher = open_teacher(recipe, _with_language(student), accelerator.device, preferences)
+    for one in left:
+        if teacher is not None and one.stage.loss.compares:
+            require(teacher, objective_of(one.stage, recipe.teacher).needs, one.stage.name)
+    if accelerator.is_main_process and isinstance(teacher, (RemoteTeacher, PromptedTeacher)):
+        place.claim_teacher(teacher.identity)
     standardise(recipe, student.vlm.model, encoders, place, accelerator)
     student.vlm.to(accelerator.device)
     if accelerator.is_main_process:
         if encoders is not None:
             keep_importance(recipe, encoders, place)
         consult(recipe, student, teacher, material, place, encoders)
-        data = {name: rows for name, (rows, _) in material.items()}
         expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
     accelerator.wait_for_everyone()
-    del material  # each stage reads its data again, with features: what all of them hold at once may be a lot
+    del material, data  # each stage reads its data again, with features: what all of them hold at once may be a lot
     with _same_bits_on_cuda(accelerator):
         for run_of_stage in stages:
             if run_of_stage not in left:
                 run_of_stage.replay()
                 continue
-            if not run_of_stage.stage.loss.needs_teacher:
+            preferences = bool(run_of_stage.stage.loss.preference)
+            if not run_of_stage.stage.loss.needs_teacher or (
+                cached and isinstance(teacher, LocalTeacher) != preferences
+            ):
                 teacher = None  # its memory is of more use to this stage
-            elif teacher is None:
-                teacher = _teacher(recipe, _with_language(student), accelerator)
-            if run_of_stage.stage.loss.preference:
-                assert teacher is not None
+            if run_of_stage.stage.loss.needs_teacher and teacher is None:
+                teacher = open_teacher(recipe, _with_language(student), accelerator.device, preferences)
+            if preferences:
+                assert isinstance(teacher, (LocalTeacher, RemoteTeacher))  # the schema refuses others
                 run_of_stage.consult(teacher)
                 teacher = None  # what it thinks of the answers is kept
             if not any(one.stage.loss.encoder for one in left[left.index(run_of_stage) :]):
@@ -163,26 +182,6 @@ def _encoders(recipe: Recipe, student: Student, left: Sequence[StageRun], accele
     which the anchor keeps."""
     stages = [one.stage for one in left if one.stage.loss.encoder]
     return Encoders(recipe, student.vlm, student.shapes, stages, accelerator) if stages else None
-
-
-def _teacher(recipe: Recipe, student: VLM, accelerator: Accelerator) -> LocalTeacher:
-    spec = recipe.teacher
-    assert spec is not None  # the schema refuses a teacher's term without a teacher
-    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-    vision_trains = any(name == "vision" or name.startswith("vision.") for s in recipe.stages for name in s.train)
-    teacher = LocalTeacher(
-        build(spec, recipe.seed, dtype=dtype),
-        student,
-        device=torch.device(spec.device) if spec.device else accelerator.device,
-        student_device=accelerator.device,
-        share_vision=not vision_trains,
-    )
-    if recipe.pictures.features is not None and not teacher.shares_vision:
-        raise TeacherError(
-            "'pictures.features' keeps the features of the student's vision tower, and the teacher has another one: "
-            "remove 'pictures.features'"
-        )
-    return teacher
 
 
 @contextlib.contextmanager

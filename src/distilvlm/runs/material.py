@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors.numpy import load, save
 
-from distilvlm.data import BadRow, DataReport, Order, Source, StageData, raise_or_quarantine
+from distilvlm.data import BadRow, DataError, DataReport, Grouping, Order, Source, StageData, raise_or_quarantine
+from distilvlm.data.alignment import TeacherView
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.data.stage import background, source_of, stage_data, stage_order
 from distilvlm.models.alone import Encoder
@@ -38,9 +40,17 @@ class Material:
 
 
 def check(
-    recipe: Recipe, stage: StageSpec, vlm: VLM | Encoder, place: RunDirectory, accelerator: Accelerator
+    recipe: Recipe,
+    stage: StageSpec,
+    vlm: VLM | Encoder,
+    place: RunDirectory,
+    accelerator: Accelerator,
+    view: TeacherView | None = None,
 ) -> tuple[StageData, DataReport]:
     """Look at the data of a stage that is still to come: what is wrong with it must not come to light after days.
+
+    Args:
+        view: of a teacher that reads rows of its own.
 
     Returns the rows that can be used, without kept features, and what the look at them found.
 
@@ -48,7 +58,7 @@ def check(
         DataError: as `prepare`.
     """
     sources = [source_of(recipe, stage, name) for name in stage.data]
-    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources)
+    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources, teacher=view)
     report = _checked(data, recipe, stage, place, accelerator)
     return data.without(report.bad) if report.bad else data, report
 
@@ -60,11 +70,13 @@ def prepare(
     place: RunDirectory,
     accelerator: Accelerator,
     encoders: Encoders | None = None,
+    view: TeacherView | None = None,
 ) -> Material:
     """Read and check the data of stage `index`; keep the features of its pictures if the recipe wants that.
 
     Args:
         encoders: what the stage's encoders need of a picture, or have kept of it.
+        view: of a teacher that reads rows of its own.
 
     Raises:
         DataError: a file or row can't be used (rows: unless the recipe quarantines them).
@@ -77,7 +89,7 @@ def prepare(
     if encoders is not None:
         unreadable += [bad for path, reason in encoders.unreadable.items() for bad in _owners(sources, path, reason)]
     size, seen = (None, None) if encoders is None else (encoders.canvas_size, encoders.reader)
-    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources, reader, size, seen)
+    data = stage_data(recipe, stage, vlm.tokenizer, vlm.layout, sources, reader, size, seen, view)
     report = _checked(data, recipe, stage, place, accelerator)
     known = {row.key for row in report.bad}
     report.bad.extend(row for row in unreadable if row.key not in known)
@@ -102,21 +114,43 @@ def _checked(
     Raises:
         DataError: there are bad rows, and the recipe wants to stop at them.
     """
-    alone = data.pictures_alone
+    marks = ["pictures"] if data.pictures_alone else []
+    if data.teacher is not None:
+        marks += ["teacher", data.teacher.placeholders]
     files = [(Path(source.spec.path).absolute(), source.spec.model_dump(mode="json")) for source in data.sources]
-    looked_at = [
-        [str(path), *_state(path), spec, stage.max_length, data.placeholders, *(["pictures"] if alone else [])]
-        for path, spec in files
-    ]
+    looked_at = [[str(path), *_state(path), spec, stage.max_length, data.placeholders, *marks] for path, spec in files]
     digest = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
     kept = place.path / "data" / f"{digest[:16]}.json"
+    lengths = kept.with_suffix(".safetensors")
     with accelerator.main_process_first():  # the others find the main process's report
         if kept.exists():
-            return DataReport.restored(json.loads(kept.read_text()))
-        report = data.check()
-        raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
-        write_whole(kept, json.dumps(report.as_json()).encode())
-        return report
+            report = DataReport.restored(json.loads(kept.read_text()))
+            if lengths.exists():
+                data.recall_lengths(load(lengths.read_bytes()))
+        else:
+            report = data.check()
+            raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
+            write_whole(lengths, save(data.known_lengths))
+            write_whole(kept, json.dumps(report.as_json()).encode())
+    _require_room(recipe, stage, report, sequences=1 if data.preferences is None else 2)
+    return report
+
+
+def _require_room(recipe: Recipe, stage: StageSpec, report: DataReport, sequences: int) -> None:
+    """A micro-batch has room for any sample, of so many sequences.
+
+    Raises:
+        DataError: it may not.
+    """
+    grouping = Grouping.of(recipe.machine, stage)
+    needed = grouping.positions([report.longest] * sequences)
+    if grouping.tokens is not None and needed > grouping.tokens:
+        two = " with both its answers" if sequences > 1 else ""
+        raise DataError(
+            f"stage '{stage.name}': its longest row has {report.longest:,} positions and takes {needed:,} of a "
+            f"micro-batch{two}, which has {grouping.tokens:,}. Set machine.tokens to {needed} or more, or "
+            f"stages.{stage.name}.max_length to less"
+        )
 
 
 def _state(path: Path) -> list[object]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from distilvlm import cost
 from distilvlm.cost import StageCost
+from distilvlm.cost.network import Content, Traffic, traffic
 from distilvlm.data import DataError, Source, StageData, showings
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import source_of, stage_data
@@ -22,6 +23,7 @@ from distilvlm.recipe import Recipe, StageSpec, load_recipe
 from distilvlm.recipe.schema import ModelSpec, SourceSpec
 from distilvlm.teachers.encoder_cache import kept_bytes
 from distilvlm.teachers.encoders import shapes, used
+from distilvlm.teachers.own_rows import view
 from distilvlm.train.encoders import adapt, adapters_of
 
 SAMPLED = 200
@@ -78,7 +80,10 @@ class StagePlan:
     lr: float
     loss: dict[str, float]
     rows: dict[str, float | None]  # loss term -> mean rows per sample
+    schedule: dict[str, str] = field(default_factory=dict)  # weights that change, and the temperature, in words
+    compared_by: str = ""  # divergence and temperature, as far as they are not the default
     cost: StageCost | None = None  # None where it was not asked for, or the student is not here
+    network: Traffic | None = None  # of a teacher elsewhere that is asked in training, where the data is here
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,11 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
     encoders = [] if student is None else _encoders(recipe, student)
     sources = _sources(recipe)
     trained_as = {} if student is None else students(recipe, student)
-    data = {} if student is None else _data(recipe, student, sources)
+    data = {} if student is None else _data(recipe, student, teacher, sources)
     stages = [
-        _stage(recipe, stage, trained_as.get(stage.name), student_plan, sources[stage.name], data.get(stage.name))
+        _stage(
+            recipe, stage, trained_as.get(stage.name), teacher, student_plan, sources[stage.name], data.get(stage.name)
+        )
         for stage in recipe.stages
     ]
     machine: str | None = None
@@ -170,13 +177,18 @@ Sources = Mapping[str, Source | None]
 downloaded."""
 
 
-def _data(recipe: Recipe, student: VLM | Encoder, sources: Mapping[str, Sources]) -> dict[str, StageData]:
+def _data(
+    recipe: Recipe, student: VLM | Encoder, teacher: VLM | None, sources: Mapping[str, Sources]
+) -> dict[str, StageData]:
     """Stage name -> its data, of the stages whose every file is here and can be read as tokens."""
+    beside = None
+    if teacher is not None and recipe.teacher is not None and isinstance(student, VLM):
+        beside = view(recipe.teacher, teacher, student)
     found: dict[str, StageData] = {}
     for stage in recipe.stages:
         own = [source for source in sources[stage.name].values() if source is not None]
         if len(own) == len(stage.data) and (stage.pictures_alone or student.tokenizer is not None):
-            found[stage.name] = stage_data(recipe, stage, student.tokenizer, student.layout, own)
+            found[stage.name] = stage_data(recipe, stage, student.tokenizer, student.layout, own, teacher=beside)
     return found
 
 
@@ -195,6 +207,7 @@ def _stage(
     recipe: Recipe,
     stage: StageSpec,
     student: VLM | Encoder | None,
+    teacher: VLM | None,
     plan: ModelPlan,
     sources: Sources,
     data: StageData | None,
@@ -220,6 +233,10 @@ def _stage(
     rows = {name: visual if name in of_pictures else learned for name in weights}
     if "balance" in rows:
         rows["balance"] = positions
+    network = None
+    if isinstance(student, VLM) and data is not None and positions is not None and learned is not None:
+        content = Content(positions, learned, float(data.picture_counts.mean()))
+        network = traffic(recipe, stage, student, teacher, content)
     return StagePlan(
         name=stage.name,
         transform=[str(transform) for transform in stage.transform],
@@ -233,6 +250,9 @@ def _stage(
         lr=stage.optim.lr,
         loss=weights,
         rows=rows,
+        schedule={name: str(ramp) for name, ramp in stage.loss.schedule.items()},
+        compared_by=stage.loss.compared_by,
+        network=network,
     )
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distilvlm.cost import Look, StageCost, as_bytes, as_seconds
+from distilvlm.cost.network import Traffic
 
 from .plan import EncoderPlan, ModelPlan, PartCount, Plan, StagePlan
 
@@ -28,7 +29,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     whole = plan.student.parameters
     sizes = [(whole, whole), *((stage.parameters, stage.active) for stage in plan.stages)]
     for stage, before in zip(plan.stages, sizes, strict=False):
-        terms = [f"{name} {weight:g} × {_rows(stage.rows[name])}" for name, weight in stage.loss.items()]
+        weights = {name: stage.schedule.get(name, f"{weight:g}") for name, weight in stage.loss.items()}
+        terms = [f"{name} {weight} × {_rows(stage.rows[name])}" for name, weight in weights.items()]
+        terms += [stage.compared_by] if stage.compared_by else []
         table.add_row(
             stage.name,
             "\n".join([*stage.transform, *_size(stage, before)]) or "–",
@@ -41,6 +44,9 @@ def print_plan(plan: Plan, console: Console) -> None:
             "\n".join(terms),
         )
     console.print(table)
+    for stage in plan.stages:
+        if stage.network is not None:
+            console.print(f"{stage.name}: {_network(stage.network)}", highlight=False, soft_wrap=True)
     if plan.machine is not None:
         _print_costs(plan, console)
 
@@ -129,6 +135,12 @@ def _encoder(encoder: EncoderPlan) -> str:
     rows, columns = encoder.grid
     kept = "" if encoder.bytes is None else f", {as_bytes(encoder.bytes)} a picture in the cache"
     return f"{encoder.source} at {encoder.size} px, {rows}×{columns} tokens of {encoder.channels:,} channels{kept}"
+
+
+def _network(one: Traffic) -> str:
+    back, head = _known(one.received, as_bytes), _known(one.once, as_bytes)
+    once = f", and once its head of {head} to each process" if one.once != 0 else ""
+    return f"over the network per update {as_bytes(one.sent)} to the teacher and {back} back{once}"
 
 
 def _part(part: PartCount) -> str:

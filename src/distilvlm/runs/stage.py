@@ -16,12 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distilvlm.cost import Meter
-from distilvlm.data import Batch, batches
-from distilvlm.models import forward, parts
+from distilvlm.data import Batch, Grouping, MicroBatches, batches
+from distilvlm.data.alignment import TeacherView
+from distilvlm.models import forward, packing, parts
+from distilvlm.models.alone import Encoder
 from distilvlm.models.files import directory_whole, remove, verify
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
-from distilvlm.teachers import LocalTeacher, References
+from distilvlm.teachers import LocalTeacher, References, Teacher
+from distilvlm.teachers.remote import RemoteTeacher
 from distilvlm.train import Loop, NonFiniteError, Task, Update, objective_of
 from distilvlm.train.encoders import Comparison
 from distilvlm.train.optim import adamw
@@ -56,6 +59,7 @@ class StageRun:
         self.checkpoints = place.checkpoints(index, self.stage.name)
         self.final = place.final(index, self.stage.name)
         self.meter = Meter(accelerator.device, place.path)
+        self._grouping = Grouping.of(recipe.machine, self.stage)
         self.executed: Literal["not", "in part", "whole"] = "not"  # in this process
         self._prepared: Material | None = None
 
@@ -74,7 +78,7 @@ class StageRun:
         """Bring the student to where this finished stage left it."""
         self.student.replay(self.stage, self.final)
 
-    def consult(self, teacher: LocalTeacher) -> None:
+    def consult(self, teacher: LocalTeacher | RemoteTeacher) -> None:
         """Ask the teacher for all that a preference stage needs of it, which is not needed any more after that."""
         material = self._material()
         data, order = material.data, material.order
@@ -83,7 +87,7 @@ class StageRun:
         with self.accelerator.autocast():
             found = references.fill(
                 data,
-                self.recipe.machine.micro_batch,
+                self._grouping,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 self.accelerator.wait_for_everyone,
@@ -91,12 +95,13 @@ class StageRun:
             )
         data.reference_reader = found.__getitem__
 
-    def _material(self, encoders: Encoders | None = None) -> Material:
+    def _material(self, encoders: Encoders | None = None, view: TeacherView | None = None) -> Material:
         if self._prepared is None:
-            self._prepared = prepare(self.recipe, self.index, self.student.vlm, self.place, self.accelerator, encoders)
+            place, accelerator = self.place, self.accelerator
+            self._prepared = prepare(self.recipe, self.index, self.student.vlm, place, accelerator, encoders, view)
         return self._prepared
 
-    def execute(self, teacher: LocalTeacher | None, encoders: Encoders | None = None) -> None:
+    def execute(self, teacher: Teacher | None, encoders: Encoders | None = None) -> None:
         """Train the stage, or what is left of it.
 
         Args:
@@ -114,7 +119,8 @@ class StageRun:
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
         vlm.to(self.accelerator.device)
-        material = self._material(encoders)
+        self._require_packable(teacher)
+        material = self._material(encoders, None if teacher is None else teacher.view)
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
             about.stage(file, self.stage, vlm, by_part, material.report, material.updates)
@@ -122,9 +128,10 @@ class StageRun:
         self.optimizer = adamw(by_part, self.stage.optim)
         position = self._continue(base)
 
-        objective = objective_of(self.stage)
+        objective = objective_of(self.stage, self.recipe.teacher)
         comparison = None if encoders is None else Comparison(self.recipe, self.stage, self.student.shapes)
-        task = Task(vlm, objective, None if teacher is None else teacher.head, comparison)
+        theirs = None if teacher is None or teacher.vlm is None else forward.head_weight(teacher.vlm.model).shape[0]
+        task = Task(vlm, objective, None if teacher is None else teacher.head, comparison, theirs)
         loop = Loop(
             self.accelerator,
             task,
@@ -132,10 +139,14 @@ class StageRun:
             teacher,
             self.stage.optim,
             material.updates,
-            self.recipe.machine.micro_batch,
+            self._grouping,
             None if encoders is None else lambda batch: encoders.see(batch, self.stage),
+            self.stage.loss.schedule,
         )
         with self._events(position) as events:
+            if events is not None and not position.update and (share := material.report.aligned) is not None:
+                learned, paired = material.report.learned, material.report.paired
+                events.write("alignment", stage=self.stage.name, share=share, paired=paired, learned=learned)
             try:
                 self._train(loop, material, position, events)
             except NonFiniteError as error:
@@ -152,6 +163,17 @@ class StageRun:
         for tree in vlm.trees:
             tree.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
+
+    def _require_packable(self, teacher: Teacher | None) -> None:
+        """Raises ValueError where samples can't share a row."""
+        machine = self.recipe.machine
+        if self.stage.pictures_alone and (machine.packing or machine.tokens is not None):
+            logger.info("a stage of pictures alone has no text to pack or count: %d per forward", machine.micro_batch)
+        if self._grouping.packed:
+            assert not isinstance(self.student.vlm, Encoder)  # which only has stages of pictures alone
+            packing.require_packable(self.student.vlm, "student")
+            if isinstance(teacher, LocalTeacher):
+                packing.require_packable(teacher.vlm, "teacher")
 
     def settle(self) -> None:
         """Note what the stage took, as far as this process saw it."""
@@ -178,7 +200,7 @@ class StageRun:
         finally:
             self.reporter.end()
 
-    def _updates(self, material: Material, first: int) -> Iterator[tuple[int, int, list[Batch]]]:
+    def _updates(self, material: Material, first: int) -> Iterator[tuple[int, int, MicroBatches]]:
         machine, accelerator = self.recipe.machine, self.accelerator
         stream = batches(
             material.data,
@@ -187,15 +209,20 @@ class StageRun:
             material.updates,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            micro_batch=machine.micro_batch,
+            grouping=self._grouping,
             workers=machine.workers,
         )
         for number, micro_batches in stream:
-            bad = [row for batch in micro_batches for row in batch.bad]
-            if bad:
-                logger.warning("%d rows can't be used: they count as 0 in update %d; %s", len(bad), number + 1, bad[0])
-                quarantine(self.place.quarantine(accelerator.process_index), self.stage, bad)
-            yield number, len(material.order.update(number)), micro_batches
+            noted = (self._noted(batch, number) for batch in micro_batches)
+            yield number, len(material.order.update(number)), MicroBatches(len(micro_batches), noted)
+
+    def _noted(self, batch: Batch, update: int) -> Batch:
+        """The batch, whose rows that can't be used are told and kept."""
+        if batch.bad:
+            count, first = len(batch.bad), batch.bad[0]
+            logger.warning("%d rows can't be used: they count as 0 in update %d; %s", count, update + 1, first)
+            quarantine(self.place.quarantine(self.accelerator.process_index), self.stage, batch.bad)
+        return batch
 
     def _continue(self, base: str) -> Position:
         """Load the last whole checkpoint if there is one; returns where to go on."""
@@ -268,14 +295,22 @@ class StageRun:
         name = f"{self.stage.name}-{error.update:08d}-{self.accelerator.process_index}"
         directory = self.place.failures / name
         with directory_whole(directory, replace=True) as partial:
-            tensors = {n: v.cpu().contiguous() for n, v in vars(batch).items() if isinstance(v, Tensor)}
+            tensors = {n: v.cpu().contiguous() for n, v in _tensors(batch).items()}
             save_file(tensors, partial / "batch.safetensors")
             report = {"error": str(error), "terms": error.terms, "rows": [asdict(key) for key in batch.keys]}
+            report |= {} if batch.sizes is None else {"sizes": batch.sizes}
             (partial / "report.json").write_text(json.dumps(report, indent=1))
         return directory
 
 
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """What a batch holds, by name; 'teacher.NAME' of what its teacher reads."""
+    found = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    theirs = {} if batch.teacher is None else _tensors(batch.teacher)
+    return found | {f"teacher.{name}": value.clone() for name, value in theirs.items()}  # both may hold the same one
+
+
 def _told(update: Update) -> dict[str, Any]:
-    """An update as its event; where nothing is routed, there is nothing to tell of it."""
+    """An update as its event; where nothing is routed or changes, there is nothing to tell of it."""
     values = asdict(update)
-    return {name: value for name, value in values.items() if not name.endswith("routing") or value}
+    return {name: v for name, v in values.items() if v or name not in ("routing", "vision_routing", "scheduled")}

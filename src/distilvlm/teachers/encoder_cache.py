@@ -88,7 +88,7 @@ class EncoderCache:
         """What filling the stores with these pictures takes; every encoder is timed on blank ones."""
         found: list[Expense] = []
         for name, store in self.stores.items():
-            missing = store.missing(paths)
+            missing = store.missing_of(paths)
             each = HASHES + sum(value.numel() * value.element_size() for value in self._probes[name].values())
             seconds = self._time(name) * missing if missing else 0.0
             found.append(Expense(name, missing, each * missing, seconds))

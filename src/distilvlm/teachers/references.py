@@ -17,13 +17,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from distilvlm.data import Batch, StageData
+from distilvlm.data import Batch, Grouping, StageData
 from distilvlm.data.collate import collate
 from distilvlm.losses import Answers
 from distilvlm.models.files import write_whole
-from distilvlm.models.fingerprint import fingerprint
 
 from .local import LocalTeacher
+from .remote import RemoteTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +43,15 @@ class References:
         precision: dtype of products, as autocast names it; part of the store's name.
     """
 
-    def __init__(self, directory: Path, teacher: LocalTeacher, precision: str) -> None:
-        facts = f"{fingerprint(teacher.vlm.model)} {precision}"
+    def __init__(self, directory: Path, teacher: LocalTeacher | RemoteTeacher, precision: str) -> None:
+        facts = f"{teacher.identity} {precision}"
         self.place = directory / hashlib.sha256(facts.encode()).hexdigest()[:16]
         self.teacher = teacher
 
     def fill(
         self,
         data: StageData,
-        micro_batch: int,
+        grouping: Grouping,
         rank: int = 0,
         world: int = 1,
         wait: Callable[[], None] = lambda: None,
@@ -61,7 +61,7 @@ class References:
 
         Args:
             data: of the stage, without reference log-probabilities.
-            micro_batch: records per forward. Under autocast, products run in its dtype.
+            grouping: which records go through the teacher together. Under autocast, products run in its dtype.
             wait: returns when every process has called it.
             shown: the records that the stage shows, if that is not all of them.
 
@@ -79,26 +79,26 @@ class References:
             logger.info("reference: %d of %d records are looked at by the teacher", len(missing), len(keys))
         for start in range(rank * RECORDS, len(missing), world * RECORDS):
             own = missing[start : start + RECORDS]
-            pairs = self._look(data, own, micro_batch)
+            pairs = self._look(data, own, grouping)
             self._write([(keys[index], *pair) for index, pair in zip(own, pairs, strict=True)])
         wait()
         known = self._kept()
         return {index: known[key] for index, key in keys.items()}
 
-    def _look(self, data: StageData, indices: list[int], micro_batch: int) -> list[tuple[float, float]]:
-        found: list[tuple[float, float]] = []
-        for start in range(0, len(indices), micro_batch):
-            batch = collate([data[0, index] for index in indices[start : start + micro_batch]])
-            batch = batch.to(self.teacher.student_device)
-            found += [(float(a), float(b)) for a, b in self._of(batch).view(-1, 2).tolist()]
-        return found
+    def _look(self, data: StageData, indices: list[int], grouping: Grouping) -> list[tuple[float, float]]:
+        found: dict[int, tuple[float, float]] = {}
+        for members in grouping.split([(0, index) for index in indices], data.sequence_lengths):
+            batch = collate([data[at] for at in members], grouping.packed).to(self.teacher.student_device)
+            both = self._of(batch).view(-1, 2).tolist()
+            found |= {index: (float(a), float(b)) for (_, index), (a, b) in zip(members, both, strict=True)}
+        return [found[index] for index in indices]
 
     def _of(self, batch: Batch) -> Tensor:
         """[samples] log-probability of each answer."""
         given = self.teacher.targets(batch, batch.response_rows, batch.features)
-        answers = Answers.of(
-            given.hidden, given.head, batch.response_rows, batch.length, batch.response_rows, batch.response_targets
-        )
+        assert given.hidden is not None and given.head is not None  # both kinds of reference are exact
+        rows = batch.response_rows
+        answers = Answers.of(given.hidden, given.head, rows, batch.owners_of(rows), rows, batch.response_targets)
         return answers.log_probabilities(batch.samples)
 
     def _kept(self) -> dict[str, tuple[float, float]]:

@@ -10,22 +10,27 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from distilvlm.data.batch import CHOSEN, REJECTED, Batch
+from distilvlm.data.grouping import Grouping
 from distilvlm.losses.objective import Objective
 from distilvlm.models import forward, routing
 from distilvlm.models.encoders import Seen
+from distilvlm.recipe.schedules import Ramp
 from distilvlm.recipe.schema import OptimSpec
-from distilvlm.teachers import LocalTeacher
+from distilvlm.teachers import Teacher
 
 from .optim import set_rates
-from .task import Agree, Task
+from .task import Agree, Task, objective_at
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Update:
     gradient_norm: float
     samples: int
     seconds: float
+    wait: float = 0.0  # seconds of these in which this process had no micro-batch to work on
+    scheduled: dict[str, float] = field(default_factory=dict)  # weights and temperature, of those that change
     routing: list[routing.LayerUse] = field(default_factory=list)  # of a sparse student, layer by layer
     vision_routing: list[routing.LayerUse] = field(default_factory=list)  # of a tower with experts, layer by layer
 
@@ -62,11 +69,12 @@ class Loop:
         accelerator: devices, processes and mixed precision.
         task: the student with the stage's objective; prepared (wrapped) here.
         optimizer: over the task's trainable parameters.
-        teacher: None for a stage of text loss only.
+        teacher: None for a stage of text loss only; not asked at updates where no term compares with it.
         see: a batch, on the device, to what encoders see in its pictures; for a stage that compares with them.
         spec: rates and schedule.
         updates: updates of the whole stage (the schedule's length).
-        micro_batch: samples per forward, at most.
+        grouping: how micro-batches are made.
+        schedule: weights of the task's objective that change, and its temperature.
     """
 
     def __init__(
@@ -74,19 +82,22 @@ class Loop:
         accelerator: Accelerator,
         task: Task,
         optimizer: torch.optim.Optimizer,
-        teacher: LocalTeacher | None,
+        teacher: Teacher | None,
         spec: OptimSpec,
         updates: int,
-        micro_batch: int,
+        grouping: Grouping,
         see: Callable[[Batch], Mapping[str, Seen]] | None = None,
+        schedule: Mapping[str, Ramp] | None = None,
     ) -> None:
         self.accelerator, self.task, self.teacher, self.see = accelerator, task, teacher, see
-        self.spec, self.updates, self.micro_batch = spec, updates, micro_batch
+        self.spec, self.updates, self.grouping = spec, updates, grouping
+        self.schedule, self._whole = schedule or {}, task.objective
         self.wrapped = accelerator.prepare_model(task)
         self.optimizer = optimizer
 
-    def run(self, updates: Iterable[tuple[int, int, list[Batch]]]) -> Iterator[Update]:
-        """Make an update for each `(update number from 0, samples in it, micro-batches of this process)`.
+    def run(self, updates: Iterable[tuple[int, int, Collection[Batch]]]) -> Iterator[Update]:
+        """Make an update for each `(update number from 0, samples in it, micro-batches of this process)`; these are
+        asked for one by one.
 
         Raises:
             NonFiniteError: before anything is changed by the update concerned.
@@ -94,40 +105,53 @@ class Loop:
         """
         self.wrapped.train()
         first = True
-        started = time.perf_counter()
-        for number, samples, micro_batches in updates:
+        started, waiting = time.perf_counter(), _Waiting()
+        for number, samples, micro_batches in waiting.on(updates):
             rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
+            self.task.objective = objective_at(self._whole, self.schedule, number, self.updates)
+            now_at = {name: getattr(self.task.objective, name) for name in self.schedule}
             self.optimizer.zero_grad(set_to_none=True)
             sums: dict[str, float] = {}
             tallies: dict[str, Tensor] = {}
             # A process that has no sample in this update still joins the others' gradient synchronisation.
-            joined = micro_batches or [idle_batch(self.task.objective)]
+            joined: Collection[Batch] = micro_batches or [idle_batch(self.task.objective)]
+            if self._looks_ahead(samples):
+                joined = list(waiting.on(joined))
             agree = self._agreement(joined, samples)
-            for index, batch in enumerate(joined):
+            for index, batch in enumerate(waiting.on(joined)):
                 last = index == len(joined) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                     values, tally = self._forward_backward(batch, samples, number, agree)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
                 tallies = {name: tallies[name] + new if name in tallies else new for name, new in tally.items()}
+                shown = batch
             if first:
                 self.task.require_frozen_base()
                 first = False
-            norm = self._clip(micro_batches, number, sums)
+            norm = self._clip(shown, number, sums)
             self.optimizer.step()
             totals = self._over_processes(sums)
             use = {name: routing.used(self._summed(tally), self.task.top_k[name]) for name, tally in tallies.items()}
             now = time.perf_counter()
-            yield Update(number + 1, totals.pop("loss"), totals, rate, norm, samples, now - started, **use)
+            loss = totals.pop("loss")
+            spent, waited = now - started, waiting.taken()
+            yield Update(number + 1, loss, totals, rate, norm, samples, spent, waited, now_at, **use)
             started = time.perf_counter()
 
-    def _agreement(self, micro_batches: list[Batch], samples: int) -> Agree:
+    def _looks_ahead(self, samples: int) -> bool:
+        """Whether a loss depends on the whole update, and a process may have more than one micro-batch of it: as far as
+        every process knows, since what follows are collective calls."""
+        alone = self.grouping.tokens is None and samples <= self.grouping.samples * self.accelerator.num_processes
+        return self.task.objective.agrees and not alone
+
+    def _agreement(self, micro_batches: Collection[Batch], samples: int) -> Agree:
         """How a loss that depends on the whole update (KTO's z0) learns of the other micro-batches.
 
         Where no process has more than one, they speak up within their forward. Otherwise all micro-batches run once
         more, without gradient, so that the objective is the same whatever their size; what is random is drawn anew.
         """
-        if not self.task.objective.agrees or samples <= self.micro_batch * self.accelerator.num_processes:
+        if not self._looks_ahead(samples):
             return self._summed
         sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for batch in micro_batches:
@@ -154,7 +178,7 @@ class Loop:
         tokens were routed."""
         batch, rows, features = self._at_hand(batch)
         targets = None
-        if self.teacher is not None:
+        if self.teacher is not None and self.task.objective.compares:
             shared = features if self.teacher.shares_vision else None
             with self.accelerator.autocast():
                 targets = self.teacher.targets(batch, rows, shared)
@@ -170,15 +194,14 @@ class Loop:
         self.accelerator.backward(result["loss"] * self.accelerator.num_processes)
         return values, {name: result[name] for name in self.task.top_k if result[name] is not None}
 
-    def _clip(self, micro_batches: list[Batch], number: int, sums: dict[str, float]) -> float:
+    def _clip(self, batch: Batch, number: int, sums: dict[str, float]) -> float:
+        """The gradient's norm before it was cut. Raises NonFiniteError, which names the last `batch`."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.spec.clip if self.spec.clip is not None else math.inf
         norm = self.accelerator.clip_grad_norm_(trained, limit)
         value = float(norm) if norm is not None else 0.0
         if not math.isfinite(value):
-            raise NonFiniteError(
-                "the gradient", number + 1, sums, (micro_batches or [idle_batch(self.task.objective)])[-1]
-            )
+            raise NonFiniteError("the gradient", number + 1, sums, batch)
         return value
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
@@ -194,6 +217,30 @@ class Loop:
         if self.accelerator.num_processes == 1:
             return local
         return self.accelerator.reduce(local, reduction="sum")  # type: ignore[return-value]
+
+
+class _Waiting:
+    """How long a loop waits for what it iterates over."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def on(self, made: Iterable[T]) -> Iterator[T]:
+        items = iter(made)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._seconds += time.perf_counter() - asked
+            yield item
+
+    def taken(self) -> float:
+        """The seconds since this was asked last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 def idle_batch(objective: Objective) -> Batch:

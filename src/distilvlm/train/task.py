@@ -7,6 +7,7 @@ error. Teachers and frozen towers stand outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from distilvlm.data.batch import Batch
 from distilvlm.losses import Pair, Pictures, gram
 from distilvlm.losses.answers import Answers, Preferences, moves
+from distilvlm.losses.divergences import compared_ids
 from distilvlm.losses.objective import Objective, Outcome
 from distilvlm.models import forward, parts, routing
 from distilvlm.models.adapters import Adapters
@@ -22,7 +24,8 @@ from distilvlm.models.alone import Alone, Encoder
 from distilvlm.models.encoders import Seen
 from distilvlm.models.mixture import Choice, mixtures, tallied, watched
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe import StageSpec
+from distilvlm.recipe import StageSpec, TeacherSpec
+from distilvlm.recipe.schedules import Ramp
 from distilvlm.teachers import Targets
 
 from .encoders import Comparison, adapters_of, rules_of
@@ -31,9 +34,18 @@ Agree = Callable[[Tensor], Tensor]
 """Sums of a micro-batch → the sums over its whole update."""
 
 
-def objective_of(stage: StageSpec) -> Objective:
-    """The loss terms of a stage."""
-    return Objective(**stage.loss.model_dump(), reference=frozenset(stage.reference), comparing=rules_of(stage))
+def objective_of(stage: StageSpec, teacher: TeacherSpec | None = None) -> Objective:
+    """The loss terms of a stage, compared with the recipe's teacher as it can be."""
+    given = stage.loss.model_dump(exclude={"schedule"})
+    if teacher is not None and teacher.tokens == "aligned":
+        given["divergence"] = "uld"  # no id means the same to both
+    assign = teacher is not None and teacher.visual == "assignment"
+    return Objective(**given, reference=frozenset(stage.reference), comparing=rules_of(stage), assign=assign)
+
+
+def objective_at(objective: Objective, schedule: Mapping[str, Ramp], update: int, updates: int) -> Objective:
+    """A stage's objective at `update` (0-based) of `updates`."""
+    return replace(objective, **{name: ramp.at(update, updates) for name, ramp in schedule.items()})
 
 
 class FrozenBaseError(RuntimeError):
@@ -45,9 +57,11 @@ class Task(nn.Module):
 
     Args:
         vlm: the student, with `requires_grad` already chosen for the stage.
-        objective: the stage's loss terms.
-        teacher_head: the teacher's output head if a term needs it, [vocab_teacher, d_teacher].
+        objective: the stage's loss terms, with those whose weight is 0 at some updates only; the loop sets what it is
+            at each update.
+        teacher_head: the teacher's output head if a term needs it and it is here, [vocab_teacher, d_teacher].
         comparison: how the student is compared with encoders, where a term does so; its adapters are with the student.
+        teacher_ids: length of the teacher's vocabulary, where no head tells it; None: at least the student's.
 
     Raises:
         ValueError: the balance of experts is asked of a student without any.
@@ -59,6 +73,7 @@ class Task(nn.Module):
         objective: Objective,
         teacher_head: Tensor | None,
         comparison: Comparison | None = None,
+        teacher_ids: int | None = None,
     ) -> None:
         super().__init__()
         self.student = vlm.model
@@ -79,7 +94,7 @@ class Task(nn.Module):
             self._uncounted = torch.zeros(shape, dtype=torch.float64, device=self.student.device)
         self.teacher_gram: Tensor | None = None
         self.student_gram: Tensor | None = None
-        self._build_grams(teacher_head)
+        self._build_grams(teacher_head, teacher_ids)
         routers = routing.routers(self.student)
         self.top_k = {"routing": routers[0].top_k if routers else 0, "vision_routing": 1}  # experts that serve a token
         if objective.balance and not routers:
@@ -110,16 +125,18 @@ class Task(nn.Module):
             found += [p for router in routers for p in router.parameters()]
         return found
 
-    def _build_grams(self, teacher_head: Tensor | None) -> None:
+    def _build_grams(self, teacher_head: Tensor | None, teacher_ids: int | None) -> None:
         """Gram matrices of frozen heads, built once per stage (they make the relation loss cheap)."""
-        if teacher_head is None or not self.objective.relation or isinstance(self.student, Alone):
+        if not self.objective.relation or isinstance(self.student, Alone):
             return
         student_head = forward.head_weight(self.student)
-        common = min(student_head.shape[0], teacher_head.shape[0])
+        ids = teacher_ids or student_head.shape[0] if teacher_head is None else teacher_head.shape[0]
+        ours, theirs = compared_ids(self.objective.divergence, student_head.shape[0], ids)
         with torch.no_grad():
-            self.teacher_gram = gram(teacher_head[:common])
+            if teacher_head is not None:
+                self.teacher_gram = gram(teacher_head[:theirs])
             if not student_head.requires_grad:
-                self.student_gram = gram(student_head[:common])
+                self.student_gram = gram(student_head[:ours])
 
     def require_frozen_base(self) -> None:
         """Of a student with adaptors, what trains has a gradient, and nothing else has one; asked behind a backward.
@@ -239,17 +256,16 @@ class Task(nn.Module):
         """The terms that the language model is run for."""
         assert not isinstance(self.student, Alone)  # the schema refuses such a term
         hidden, seen = self._hidden_states(batch, features)
-        real = batch.attention_mask.flatten().bool()  # [samples * length]
-        if seen:
-            # Neither stand-ins nor idle batches.
-            tallies["routing"] = routing.tallied(seen, real & (batch.weights != 0).repeat_interleave(batch.length))
+        owners = batch.position_owners if seen else None
+        if owners is not None:
+            # Neither padding, nor stand-ins and idle batches.
+            tallies["routing"] = routing.tallied(seen, (owners >= 0) & (batch.weights != 0)[owners])
         return self.objective(
             student_hidden=hidden.flatten(0, 1)[rows],  # [rows, d]
             student_head=forward.head_weight(self.student),
-            teacher_hidden=None if targets is None else targets.hidden,
-            teacher_head=None if targets is None else targets.head,
+            targets=targets,
             rows=rows,
-            length=batch.length,
+            owners=batch.owners_of(rows),
             response_rows=batch.response_rows,
             response_targets=batch.response_targets,
             visual_rows=batch.visual_rows,
@@ -258,13 +274,14 @@ class Task(nn.Module):
             student_gram=self.student_gram,
             teacher_gram=self.teacher_gram,
             router_probabilities=[layer.probabilities for layer in seen],
-            attention_mask=batch.attention_mask,
+            position_owners=owners,
             preferences=_preferences(batch, agree) if self.objective.preference else None,
             pictures=pictures,
+            paired=batch.paired,
         )
 
     def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
-        """[samples, length, d], and where a sparse student's tokens went, layer by layer."""
+        """[lines, length, d], and where a sparse student's tokens went, layer by layer."""
         assert not isinstance(self.student, Alone)
         real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
         with routing.watched(self.student, real) as seen:
@@ -279,7 +296,12 @@ class Task(nn.Module):
         assert not isinstance(self.student, Alone)
         head = forward.head_weight(self.student)
         answers = Answers.of(
-            hidden.flatten(0, 1)[rows], head, rows, batch.length, batch.response_rows, batch.response_targets
+            hidden.flatten(0, 1)[rows],
+            head,
+            rows,
+            batch.owners_of(rows),
+            batch.response_rows,
+            batch.response_targets,
         )
         return moves(answers.log_probabilities(batch.samples), _preferences(batch), batch.weights)
 

@@ -1,0 +1,45 @@
+"""What a cached teacher takes: bytes on disk, and of its head in memory."""
+
+from __future__ import annotations
+
+from distilvlm.models import forward
+from distilvlm.recipe import Recipe
+from distilvlm.recipe.teachers import KeepSpec
+from distilvlm.teachers.keeping import Keeping
+
+from .memory import Situation
+from .shapes import Shapes
+
+
+def kept_bytes(keep: KeepSpec, situation: Situation, shapes: Shapes, records: int) -> int:
+    """What is kept of so many records like those of the stage's typical micro-batch, `situation.batch`."""
+    assert situation.teacher is not None
+    vocabulary, width = forward.head_weight(situation.teacher.model).shape
+    common, visual = min(vocabulary, situation.student.embedding_rows), sum(situation.student.layout.visual)
+    keeping = Keeping(keep, common, width, visual, situation.teacher_dtype, autocast=False)
+    typical = situation.batch
+    size = records * keeping.answers_bytes(typical.response_rows.numel() / typical.samples)
+    if not (situation.objective.visual or situation.objective.relation):
+        return size
+    shown = 0 if typical.features is None else typical.features.shape[0] * records // typical.samples
+    return size + keeping.picture_bytes() * (shown if shapes.pictures is None else shapes.pictures)
+
+
+def head_bytes(keep: KeepSpec, situation: Situation) -> int:
+    """Of the teacher that is in memory while a stage trains: its head, where hidden rows are kept."""
+    assert situation.teacher is not None
+    if "hidden" not in (keep.responses, keep.visual):
+        return 0
+    return forward.head_weight(situation.teacher.model).numel() * situation.teacher_dtype.itemsize
+
+
+def seen_before(recipe: Recipe, index: int) -> bool:
+    """Whether an earlier stage shows a cached teacher the same records as stage `index`, and asks as much of it."""
+    spec = recipe.stages[index]
+    return any(
+        one.data == spec.data
+        and one.max_length == spec.max_length
+        and one.loss.compares
+        and bool(one.loss.visual or one.loss.relation) >= bool(spec.loss.visual or spec.loss.relation)
+        for one in recipe.stages[:index]
+    )
