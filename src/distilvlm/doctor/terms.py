@@ -85,7 +85,7 @@ def _of_language(
                 found += _saturated(stage, trial.distance)
         else:
             found.append(problem)
-    if needed is not None and first and same_weights(student, needed.vlm):
+    if needed is not None and needed.vlm is not None and first and same_weights(student, needed.vlm):
         text = "teacher and student have the same weights: the teacher's terms begin at 0 and have nothing to teach"
         found.append(Finding("terms.same", "warning", text, "name another teacher (teacher.from)", stage.name))
     return found

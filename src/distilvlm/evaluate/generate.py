@@ -33,6 +33,7 @@ class _Prompts:
     input_ids: Tensor  # [samples, length] int64
     attention_mask: Tensor  # [samples, length] int64
     placeholder_rows: Tensor  # [pictures * placeholders] int64, flat
+    sizes: None = None  # each is a line of its own
 
 
 def answer(

@@ -43,6 +43,7 @@ class _Rows:
     input_ids: Tensor  # [samples, length] int64
     attention_mask: Tensor  # [samples, length] int64
     placeholder_rows: Tensor  # [0] int64: no pictures
+    sizes: None = None  # each is a line of its own
 
 
 def likelihoods(
