@@ -16,16 +16,16 @@ from distilvlm.cost.shapes import of_stage
 from distilvlm.cost.step import Step
 from distilvlm.data import read
 from distilvlm.data.stage import stage_data
-from distilvlm.losses.objective import Objective
 from distilvlm.models import build
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
+from distilvlm.train import objective_of
 
 
 def situation(recipe: Recipe, models: tuple[VLM, VLM], index: int = 2, **changes: Any) -> Situation:
     student, teacher = models
     stage = recipe.stages[index]
-    objective = Objective(**stage.loss.model_dump())
+    objective = objective_of(stage)
     sources = [read(recipe.data[name], name) for name in stage.data]
     data = stage_data(recipe, stage, student.tokenizer, student.layout, sources)
     shapes = of_stage(recipe, index, objective, student, data, None, 1)

@@ -237,7 +237,7 @@ def test_terms_of_pictures_are_added_to_those_of_language():
     rows = torch.arange(4)
     hidden, head = drawn(4, 3, seed=3), drawn(7, 3, seed=4)
     given = Pictures(OWNERS, pairs(), PROBABILITIES)
-    arguments: dict[str, Any] = {"rows": rows, "length": 1, "response_rows": rows, "response_targets": rows}
+    arguments: dict[str, Any] = {"rows": rows, "owners": rows, "response_rows": rows, "response_targets": rows}
     arguments |= {"visual_rows": rows[:0], "sample_weights": WEIGHTS, "samples_in_update": 4}
     text = Objective(text=1)(hidden, head, None, **arguments)
     seen = objective().of_pictures(given, WEIGHTS, 4)

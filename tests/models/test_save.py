@@ -61,7 +61,7 @@ def our_logits(vlm, geometry, prompts, paths, input_ids, attention_mask):
     rows = (flat == vlm.image_id).nonzero().flatten()
     batch = type("Rows", (), {})()
     batch.input_ids = input_ids.masked_fill(input_ids == vlm.image_id, 0)
-    batch.attention_mask, batch.placeholder_rows = attention_mask, rows
+    batch.attention_mask, batch.placeholder_rows, batch.sizes = attention_mask, rows, None
     features = forward.vision_features(vlm.model, vlm.layout, canvases(vlm, geometry, paths))
     hidden = forward.hidden_states(vlm.model, vlm.layout, batch, features)
     return hidden @ forward.head_weight(vlm.model).T

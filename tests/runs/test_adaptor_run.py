@@ -131,7 +131,7 @@ def test_the_report_shows_what_an_adaptor_is_and_takes(whole: tuple[Path, list[s
 def events(run: Path) -> list[dict[str, Any]]:
     found = [event for event in read_events(run / "events.jsonl") if event["event"] == "update"]
     for event in found:
-        del event["seconds"]
+        del event["seconds"], event["wait"]
     return found
 
 

@@ -136,7 +136,7 @@ def assert_same(run: Path, whole: Path) -> None:
     for stage in ("d2d", "d2s", "pd"):
         one, other = updates(run, stage), updates(whole, stage)
         for event in (*one, *other):
-            del event["seconds"]
+            del event["seconds"], event["wait"]
         assert one == other
 
 
@@ -166,7 +166,7 @@ def test_what_has_done_its_work_leaves_memory_and_the_teacher_is_asked_once(
     there: dict[str, list[bool]] = {}
     dense: list[weakref.ref[Any]] = []  # the student before it is sparse, and a weight of what becomes experts
     left: dict[str, list[bool]] = {}
-    build, look, train = execute._teacher, References._look, StageRun._train
+    build, look, train = execute.open_teacher, References._look, StageRun._train
     interrupt = [True]
 
     def noted(*arguments: Any) -> LocalTeacher:
@@ -189,7 +189,7 @@ def test_what_has_done_its_work_leaves_memory_and_the_teacher_is_asked_once(
             raise KeyboardInterrupt
         train(self, *arguments)
 
-    monkeypatch.setattr(execute, "_teacher", noted)
+    monkeypatch.setattr(execute, "open_teacher", noted)
     monkeypatch.setattr(References, "_look", asked)
     monkeypatch.setattr(StageRun, "_train", trained)
     with pytest.raises(KeyboardInterrupt):

@@ -206,17 +206,24 @@ class StageData(Dataset[Sample]):
 
     @property
     def known_lengths(self) -> dict[str, np.ndarray]:
-        """Source to [records, sequences] int32, 0 where a length is not known. What a check has found may be put back
-        into other data of the same sources."""
-        return {source.name: known for source, known in zip(self.sources, self._known_lengths, strict=True)}
+        """Source to [records, 1 + sequences] int32: a record's row, and its lengths, 0 where one is not known. What a
+        check has found may be put back into other data of the same sources."""
+        return {
+            source.name: np.concatenate([_rows(source)[:, None], known], axis=1)
+            for source, known in zip(self.sources, self._known_lengths, strict=True)
+        }
 
     def recall_lengths(self, lengths: Mapping[str, np.ndarray]) -> None:
-        """Put `known_lengths` back. Raises ValueError where they are of other sources."""
-        if {name: known.shape for name, known in lengths.items()} != {
-            name: known.shape for name, known in self.known_lengths.items()
+        """Put `known_lengths` back; rows that were not there then (a picture was missing) stay unknown. Raises
+        ValueError where they are of other sources."""
+        if {name: kept.shape[1:] for name, kept in lengths.items()} != {
+            name: kept.shape[1:] for name, kept in self.known_lengths.items()
         }:
             raise ValueError("kept lengths are of other sources")
-        self._known_lengths = [lengths[source.name] for source in self.sources]
+        for source, known in zip(self.sources, self._known_lengths, strict=True):
+            kept = lengths[source.name]
+            _, ours, theirs = np.intersect1d(_rows(source), kept[:, 0], return_indices=True)
+            known[ours] = kept[theirs, 1:]
 
     def note_lengths(self, index: int, sequences: Sequence[Encoded]) -> tuple[int, ...]:
         """Keep the `sequence_lengths` of sequences that were made."""
@@ -473,3 +480,8 @@ def _of_side(error: RowError, record: Record, side: str) -> RowError:
 
 def _field_and_reason(error: RowError | PictureError) -> tuple[str, str]:
     return (error.field, error.reason) if isinstance(error, RowError) else ("image", str(error))
+
+
+def _rows(source: Source) -> np.ndarray:
+    """[records] int32: the row of each."""
+    return np.fromiter((record.key.row for record in source.records), np.int32, len(source.records))
