@@ -36,6 +36,7 @@ FIELDS = [
     "grown_mib",
 ]  # fmt: skip
 NAMES = ("multimodal", "grounding")
+MEASURES = ("text", "adaptor", "mixed")
 
 
 def base(options: argparse.Namespace) -> Any:
@@ -100,6 +101,8 @@ def times(host: Host, plain: Any, options: argparse.Namespace) -> list[dict[str,
 
     def compared(measure: str, steps: dict[str, measuring.Step], tokens: int, shape: dict[str, object]) -> None:
         """The second against the first: seconds, or for 'mixed' tokens per second."""
+        if measure.partition(",")[0] not in options.measures:
+            return
         seconds = {what: took for what, (took, _) in measuring.measured(steps, options).items()}
         first = next(iter(seconds.values()))
         for what, took in seconds.items():
@@ -195,6 +198,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES, help="of time; default: all")
     measuring.arguments(parser, "adaptors.csv")
     options = parser.parse_args()
     common = measuring.prepare(options)
@@ -202,7 +206,11 @@ def main() -> None:
     common |= {"layers": host.base.depth, "d": host.base.width, "vocabulary": host.base.vocabulary}
     common |= {"inserted": options.inserted, "dtype": options.dtype}
     print(", ".join(f"{name} {value}" for name, value in common.items()))
-    rows += times(host, base(options), options)
+    plain = base(options)
+    # The same tensors: where weights lie in memory alone makes a difference of several percent.
+    plain.load_state_dict(host.model.state_dict(), assign=True)
+    plain.tie_weights()
+    rows += times(host, plain, options)
     columns = "{:>17} {:>33} {:>5} {:>6} {:>4} {:>9} {:>9} {:>7} {:>8} {:>12} {:>9}"
     shown = FIELDS[FIELDS.index("measure") :]
     print(
