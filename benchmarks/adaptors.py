@@ -23,7 +23,7 @@ from typing import Any
 
 import measuring
 import torch
-from loss_head import Peak
+from measuring import Peak
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

@@ -1,250 +1,257 @@
-"""Time and extra memory of the loss head, forward and backward, against the reference formula on materialised logits.
+"""Time, extra memory and error of the loss head, forward and backward, against logits that are built whole.
 
-    python benchmarks/loss_head.py --vocabulary 151936 65536 --dtype fp32 bf16 --head frozen trained
+    python benchmarks/loss_head.py
+    python benchmarks/loss_head.py --terms response --rows 2048 --vocabulary 151936 --dtype bf16 --head trained
 
-One sample of LLaVA-KD: all four terms, 728 visual and 64 response rows by default. "reference" builds the logits of
-both models and writes the four terms as the published trainer does (logits in the models' dtype, then `.float()`;
-relation in fp32). "products" are the bare matrix products that nobody can avoid: both heads' logits, the gradient of
-the hidden states and, where the head trains, of the head. Gram matrices of frozen heads (the teacher's always) are
-built once per stage: "gram" is their time, printed, not counted.
+Terms "all": one sample of LLaVA-KD, text + response + visual + relation, of every 13 rows 12 visual ones (792 rows are
+732 and 60). Terms "response": text and forward KL on every row, which is what the peers' functions compute.
 
-Every measurement runs in a process of its own; its extra memory is the peak of the resident set above what the inputs
-take, and includes the head's own gradient where the head trains. The contenders are measured in turn, `--repeats` times
-each, so that a busy machine disturbs them alike; the table shows medians.
+* "reference": both models' logits and the terms as the published trainer writes them (logits in the models' dtype, then
+  `.float()`; relation in fp32).
+* "trl": `GKDTrainer.generalized_jsd_loss` with beta 0 and torch's cross-entropy, on logits, where TRL is installed.
+* "liger": `LigerFusedLinearJSDLoss` with beta 0, where Liger is installed; compiled on a GPU.
+* "products": the bare matrix products that nobody can avoid: both heads' logits, the gradient of the hidden states and,
+  where the head trains, of the head; in pieces of rows, so that memory is not their limit, a head of another dtype cast
+  once.
+* "gram": Gram matrices of frozen heads (the teacher's always), built once per stage, and counted nowhere else.
+
+What trains is held in fp32, also where autocast multiplies in bf16. Extra memory is the peak of the first pass above
+the inputs, the head's own gradient included. Errors are ‖x − y‖ / ‖y‖ of the gradient of the hidden states, and of the
+loss, against the reference formula in float64 on the same numbers, with `--checked` rows (the formula's fp64 logits of
+all rows do not fit).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import gc
-import os
-import platform
-import statistics
-import subprocess
+import contextlib
+import importlib.util
 import sys
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
+import measuring
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from distilvlm.losses import Objective, gram
+from distilvlm.losses.targets import Targets
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FIELDS = [
-    "date", "machine", "torch", "threads", "vocabulary", "rows_visual", "rows_response", "d_student", "d_teacher",
-    "dtype", "head", "what", "seconds", "extra_mib", "time_ratio", "memory_ratio",
+    "date", "machine", "torch", "transformers", "threads", "clock", "terms", "rows", "vocabulary", "d_student",
+    "d_teacher", "dtype", "head", "what", "seconds", "extra_mib", "time_ratio", "memory_ratio", "times_products",
+    "loss_error", "gradient_error",
 ]  # fmt: skip
+CONTENDERS = ("reference", "trl", "liger", "ours", "products", "gram")
+PEERS = {"trl": "trl", "liger": "liger_kernel"}
+PIECE = {"cpu": 264, "cuda": 512}
+"""Rows that "products" multiplies at a time."""
 
 
 class Sample:
     """Hidden states, heads and rows of one sample; the inputs that every contender shares."""
 
-    def __init__(self, options: argparse.Namespace, vocabulary: int, dtype: str, head: str) -> None:
-        torch.manual_seed(0)
-        self.visual, self.response = options.rows_visual, options.rows_response
-        rows = self.visual + self.response
+    def __init__(self, options: argparse.Namespace, terms: str, rows: int, vocabulary: int, dtype: str, head: str):
+        draw = torch.Generator(options.device).manual_seed(0)
+        self.device, self.dtype, self.terms, self.rows = options.device, DTYPES[dtype], terms, rows
+        self.visual = rows * 12 // 13 if terms == "all" else 0
 
         def random(first: int, second: int, scale: float) -> Tensor:
-            return torch.randn(first, second).mul_(scale).to(DTYPES[dtype])
+            numbers = torch.randn(first, second, generator=draw, device=options.device)
+            return numbers.mul_(scale).to(self.dtype)
 
         # Scaled so that logits have a spread of about 2, as a language model's do.
         self.student = random(rows, options.student, 1.0).requires_grad_()
         self.student_head = random(vocabulary, options.student, 2 * options.student**-0.5)
-        if head == "trained":  # what trains is held in fp32, also where autocast multiplies in bf16
+        if head == "trained":
             self.student_head = self.student_head.float().requires_grad_()
         self.teacher = random(rows, options.teacher, 1.0)
         self.teacher_head = random(vocabulary, options.teacher, 2 * options.teacher**-0.5)
-        self.targets = torch.randint(0, vocabulary, (self.response,))
+        self.targets = torch.randint(0, vocabulary, (rows - self.visual,), generator=draw, device=options.device)
+        self.grams: tuple[Tensor | None, Tensor | None] = (None, None)
 
-    def leaves(self) -> list[Tensor]:
-        return [leaf for leaf in (self.student, self.student_head) if leaf.requires_grad]
+    def build_grams(self) -> None:
+        frozen = not self.student_head.requires_grad
+        self.grams = (gram(self.student_head) if frozen else None, gram(self.teacher_head))
+
+    def forget(self) -> None:
+        self.student.grad = self.student_head.grad = None
+
+    def cast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def ours(sample: Sample, grams: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    rows = torch.arange(sample.visual + sample.response)
-    return Objective(text=1, response=1, visual=1, relation=1)(
+def ours(sample: Sample) -> Tensor:
+    rows = torch.arange(sample.rows, device=sample.device)
+    weights = {"visual": 1.0, "relation": 1.0} if sample.terms == "all" else {}
+    return Objective(text=1, response=1, **weights)(
         sample.student,
         sample.student_head,
-        sample.teacher,
-        sample.teacher_head,
-        rows=rows,
+        Targets(sample.teacher, sample.teacher_head),
+        rows,
         owners=torch.zeros_like(rows),
         response_rows=rows[sample.visual :],
         response_targets=sample.targets,
         visual_rows=rows[: sample.visual],
-        sample_weights=torch.ones(1),
+        sample_weights=torch.ones(1, device=sample.device),
         samples_in_update=1,
-        student_gram=grams[0],
-        teacher_gram=grams[1],
+        student_gram=sample.grams[0],
+        teacher_gram=sample.grams[1],
     ).loss
 
 
 def reference(sample: Sample) -> Tensor:
-    """The four terms of LLaVA-KD's `compute_loss` on the rows that matter (specification §2.1)."""
+    """The terms of LLaVA-KD's `compute_loss` on the rows that matter (specification §2.1)."""
     student = (sample.student @ sample.student_head.T).float()
     with torch.no_grad():
         teacher = (sample.teacher @ sample.teacher_head.T).float()
+    return formula(student, teacher, sample)
 
+
+def formula(student: Tensor, teacher: Tensor, sample: Sample) -> Tensor:
     def divergence(rows: slice) -> Tensor:
         return kl_div(student[rows].log_softmax(-1), teacher[rows].softmax(-1), reduction="batchmean")
 
     visual, response = slice(0, sample.visual), slice(sample.visual, None)
-    with torch.autocast("cpu", enabled=False):
+    loss = cross_entropy(student[response], sample.targets) + divergence(response)
+    if sample.terms == "response":
+        return loss
+    with torch.autocast(sample.device, enabled=False):
         relation_student = student[visual] @ student[visual].T
         relation_teacher = teacher[visual] @ teacher[visual].T
     relation = 1 - cosine_similarity(relation_teacher.flatten(), relation_student.flatten(), dim=0)
-    return cross_entropy(student[response], sample.targets) + divergence(response) + divergence(visual) + relation
+    return loss + divergence(visual) + relation
+
+
+def trl(sample: Sample) -> Tensor:
+    from trl.experimental.gkd import GKDTrainer
+
+    student = sample.student @ sample.student_head.T
+    with torch.no_grad():
+        teacher = sample.teacher @ sample.teacher_head.T
+    apart = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], sample.targets[None], beta=0.0)
+    return cross_entropy(student.float(), sample.targets) + apart
+
+
+def liger(sample: Sample) -> Tensor:
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(1.0, 1.0, beta=0.0, compiled=sample.device == "cuda")
+    head = sample.student_head.to(sample.dtype)
+    return loss(sample.student, head, sample.teacher, sample.teacher_head, sample.targets)
 
 
 def products(sample: Sample) -> None:
-    """Both heads' logits, the student's gradients: a piece of rows at a time, so that memory is not its limit."""
-    with torch.no_grad():
-        for rows in torch.arange(sample.student.shape[0]).split(264):
-            logits = sample.student[rows] @ sample.student_head.T
+    with torch.no_grad(), torch.autocast(sample.device, enabled=False):
+        head = sample.student_head.to(sample.dtype)
+        for rows in torch.arange(sample.rows, device=sample.device).split(PIECE[sample.device]):
+            logits = sample.student[rows] @ head.T
             sample.teacher[rows] @ sample.teacher_head.T
-            logits @ sample.student_head
+            logits @ head
             if sample.student_head.requires_grad:
                 logits.T @ sample.student[rows]
 
 
-def backward(loss: Tensor) -> None:
-    with torch.autocast("cpu", enabled=False):  # as a training loop does
-        loss.backward()
+def step_of(what: str, sample: Sample) -> measuring.Step:
+    if what == "products":
+        return lambda: products(sample)
+    if what == "gram":
+        return sample.build_grams
+    loss: Callable[[Sample], Tensor] = {"ours": ours, "reference": reference, "trl": trl, "liger": liger}[what]
+
+    def step() -> None:
+        with sample.cast():
+            value = loss(sample)
+        value.backward()  # outside of autocast, as a training loop does
+
+    return step
 
 
-class Peak:
-    """Highest resident set of this process while the block runs, above where it started (Linux)."""
-
-    def __enter__(self) -> Peak:
-        gc.collect()
-        self.start = self.highest = self._resident()
-        self._running = True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._running = False
-        self._thread.join()
-        self.mib = (self.highest - self.start) / 2**20
-
-    def _watch(self) -> None:
-        while self._running:
-            self.highest = max(self.highest, self._resident())
-            time.sleep(0.002)
-
-    @staticmethod
-    def _resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def error(what: str, sample: Sample) -> tuple[float, float]:
+    """Of loss and gradient, against the formula in float64 on the same numbers."""
+    loss = {"ours": ours, "reference": reference, "trl": trl, "liger": liger}[what]
+    with sample.cast():
+        value = loss(sample)
+    (found,) = torch.autograd.grad(value, sample.student)
+    hidden = sample.student.detach().double().requires_grad_()
+    # Under autocast the head is multiplied as bf16: what is measured is the arithmetic and not that rounding.
+    head = sample.student_head.detach().to(sample.dtype).double()
+    exact = formula(hidden @ head.T, sample.teacher.double() @ sample.teacher_head.double().T, sample)
+    (true,) = torch.autograd.grad(exact, hidden)
+    apart = float((found.double() - true).norm() / true.norm())
+    return abs(value.item() - exact.item()) / exact.item(), apart
 
 
-def measure(options: argparse.Namespace, vocabulary: int, dtype: str, head: str, what: str) -> tuple[float, float]:
-    """Seconds and extra MiB of one contender, in this process. The first pass measures memory, the second time."""
-    torch.set_num_threads(options.threads)
-    sample = Sample(options, vocabulary, dtype, head)
-    grams: tuple[Tensor | None, Tensor | None] = (None, None)
-    if what in ("ours", "gram"):
-        start = time.perf_counter()
-        teacher_gram = gram(sample.teacher_head)
-        grams = (gram(sample.student_head) if head == "frozen" else None, teacher_gram)
-        if what == "gram":
-            return time.perf_counter() - start, 0.0
-    step: Callable[[], object] = {
-        "ours": lambda: backward(ours(sample, grams)),
-        "reference": lambda: backward(reference(sample)),
-        "products": lambda: products(sample),
-    }[what]
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-        with Peak() as peak:
-            step()
-        for leaf in sample.leaves():
-            leaf.grad = None
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start, peak.mib
+def contenders(terms: str) -> list[str]:
+    found = [what for what in CONTENDERS if what not in PEERS or terms == "response"]
+    missing = [what for what in found if what in PEERS and importlib.util.find_spec(PEERS[what]) is None]
+    if missing:
+        print(f"not installed, and left out: {', '.join(missing)}", file=sys.stderr)
+    return [what for what in found if what not in missing and (what != "gram" or terms == "all")]
 
 
-def measure_apart(arguments: list[str]) -> tuple[float, float]:
-    output = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=os.environ
-    ).stdout
-    seconds, mib = output.split()
-    return float(seconds), float(mib)
-
-
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    return f"{cpu}, {os.cpu_count()} cores"
+def case(
+    options: argparse.Namespace, terms: str, rows: int, vocabulary: int, dtype: str, head: str
+) -> Sequence[dict[str, object]]:
+    """Rows of the table."""
+    what = vocabulary, dtype, head
+    chosen = [name for name in contenders(terms) if name in options.what]
+    errors: dict[str, tuple[float, float]] = {}
+    small = Sample(options, terms, options.checked, *what)
+    if terms == "all":
+        small.build_grams()
+    for name in chosen:
+        if name not in ("products", "gram"):
+            errors[name] = error(name, small)
+    del small
+    sample = Sample(options, terms, rows, *what)
+    if terms == "all":
+        sample.build_grams()
+    found = measuring.measured({name: step_of(name, sample) for name in chosen}, options, sample.forget)
+    lines: list[dict[str, object]] = []
+    for name, (seconds, mib) in found.items():
+        line = {"terms": terms, "rows": rows, "vocabulary": vocabulary, "dtype": dtype, "head": head, "what": name}
+        line |= {"seconds": round(seconds, 5), "extra_mib": round(mib)}
+        if "reference" in found:
+            line |= {"time_ratio": round(seconds / found["reference"][0], 3)}
+            line |= {"memory_ratio": round(mib / found["reference"][1], 3)}
+        if "products" in found:
+            line["times_products"] = round(seconds / found["products"][0], 2)
+        if name in errors:
+            line |= {"loss_error": f"{errors[name][0]:.1e}", "gradient_error": f"{errors[name][1]:.1e}"}
+        lines.append(line)
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--terms", nargs="+", choices=["all", "response"], default=["all", "response"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[792, 2048])
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[151936, 65536])
-    parser.add_argument("--rows-visual", type=int, default=728)
-    parser.add_argument("--rows-response", type=int, default=64)
     parser.add_argument("--student", type=int, default=896, help="width of the student's hidden states")
     parser.add_argument("--teacher", type=int, default=2048, help="width of the teacher's hidden states")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
     parser.add_argument("--head", nargs="+", choices=["frozen", "trained"], default=["frozen", "trained"])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "loss_head.csv")
-    parser.add_argument("--what", choices=["ours", "reference", "products", "gram"], help=argparse.SUPPRESS)
+    parser.add_argument("--what", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--checked", type=int, default=104, help="rows of the sample whose errors are measured")
+    measuring.arguments(parser, "loss_head.csv")
     options = parser.parse_args()
-    if options.what:
-        seconds, mib = measure(options, options.vocabulary[0], options.dtype[0], options.head[0], options.what)
-        print(seconds, mib)
-        return
-
-    base = {
-        "date": datetime.date.today().isoformat(), "machine": machine(), "torch": torch.__version__,
-        "threads": options.threads, "rows_visual": options.rows_visual, "rows_response": options.rows_response,
-        "d_student": options.student, "d_teacher": options.teacher,
-    }  # fmt: skip
+    base = measuring.prepare(options) | {"d_student": options.student, "d_teacher": options.teacher}
     print(", ".join(f"{name} {value}" for name, value in base.items()))
-    columns = "{:>10} {:>5} {:>7} {:>9} {:>8} {:>9} {:>6} {:>6}"
-    print(columns.format("vocabulary", "dtype", "head", "what", "seconds", "extra MiB", "× time", "× mem"))
-    records: list[dict[str, object]] = []
-    for vocabulary in options.vocabulary:
-        for dtype in options.dtype:
-            for head in options.head:
-                contenders = ["reference", "ours", "products", "gram"]
-                results: dict[str, list[tuple[float, float]]] = {what: [] for what in contenders}
-                for _ in range(options.repeats):
-                    for what in contenders:
-                        case = ["--what", what, "--vocabulary", vocabulary, "--dtype", dtype, "--head", head]
-                        sizes = ["--rows-visual", options.rows_visual, "--rows-response", options.rows_response]
-                        widths = ["--student", options.student, "--teacher", options.teacher]
-                        arguments = [*case, *sizes, *widths, "--threads", options.threads]
-                        results[what].append(measure_apart([str(argument) for argument in arguments]))
-                medians = {
-                    w: [statistics.median(column) for column in zip(*r, strict=True)] for w, r in results.items()
-                }
-                for what, (seconds, mib) in medians.items():
-                    ratio, share = seconds / medians["reference"][0], mib / medians["reference"][1]
-                    record = {
-                        **base, "vocabulary": vocabulary, "dtype": dtype, "head": head, "what": what,
-                        "seconds": round(seconds, 3), "extra_mib": round(mib), "time_ratio": round(ratio, 3),
-                        "memory_ratio": round(share, 3),
-                    }  # fmt: skip
-                    records.append(record)
-                    cells = f"{seconds:.2f}", f"{mib:.0f}", f"{ratio:.2f}", f"{share:.2f}"
-                    print(columns.format(vocabulary, dtype, head, what, *cells), flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(records)
+    shown = FIELDS[FIELDS.index("terms") : FIELDS.index("vocabulary") + 1] + FIELDS[FIELDS.index("dtype") :]
+    columns = "{:>8} {:>5} {:>10} {:>5} {:>7} {:>9} {:>9} {:>9} {:>10} {:>12} {:>14} {:>10} {:>14}"
+    print(columns.format(*shown))
+    for terms in options.terms:
+        for rows in options.rows:
+            for vocabulary in options.vocabulary:
+                for dtype in options.dtype:
+                    for head in options.head:
+                        lines = case(options, terms, rows, vocabulary, dtype, head)
+                        for line in lines:
+                            print(columns.format(*(str(line.get(name, "")) for name in shown)), flush=True)
+                        measuring.write(options, FIELDS, [{**base, **line} for line in lines])
+                        options.append = True
 
 
 if __name__ == "__main__":

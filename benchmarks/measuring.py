@@ -8,17 +8,54 @@ import datetime
 import gc
 import importlib.metadata
 import os
+import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from loss_head import Peak, machine
+from accelerate.state import AcceleratorState
 
 from distilvlm.cost.meter import give_back
 
 Step = Callable[[], object]
+
+
+class Peak:
+    """Highest resident set of this process while the block runs, above where it started (Linux)."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        self.start = self.highest = self._resident()
+        self._running = True
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running = False
+        self._thread.join()
+        self.mib = (self.highest - self.start) / 2**20
+
+    def _watch(self) -> None:
+        while self._running:
+            self.highest = max(self.highest, self._resident())
+            time.sleep(0.002)
+
+    @staticmethod
+    def _resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    return f"{cpu}, {os.cpu_count()} cores"
 
 
 def arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -46,6 +83,11 @@ def prepare(options: argparse.Namespace) -> dict[str, object]:
         "threads": options.threads,
         "clock": "wall" if _wall(options) else "cpu",
     }
+
+
+def forget_precision() -> None:
+    """accelerate else holds to the first dtype of the process."""
+    AcceleratorState._reset_state()
 
 
 def measured(

@@ -70,21 +70,21 @@ def read(file: Path, samples: int) -> list[Length]:
     return [found[place] for place in np.random.default_rng(0).permutation(len(found))[:samples]]
 
 
-def sample(number: int, length: Length, vocabulary: int) -> Sample:
+def sample(number: int, length: Length, vocabulary: int, side: int = SIDE) -> Sample:
     positions, pictures, learned = length
     draw = torch.Generator().manual_seed(number)
     ids = torch.randint(0, vocabulary, (positions,), generator=draw)
     labels = torch.full_like(ids, IGNORED)
     labels[-learned:] = ids[-learned:]
-    places = torch.arange(pictures * SIDE**2) + 1
+    places = torch.arange(pictures * side**2) + 1
     return Sample(
         key=SampleKey("drawn", "drawn", number),
         input_ids=ids,
         labels=labels,
         placeholder_positions=places,
         visual_positions=places,
-        placeholders=SIDE**2,
-        features=torch.randn(pictures, SIDE**2, 1024, generator=draw) if pictures else None,
+        placeholders=side**2,
+        features=torch.randn(pictures, side**2, 1024, generator=draw) if pictures else None,
     )
 
 

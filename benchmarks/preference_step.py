@@ -24,7 +24,6 @@ from collections.abc import Sequence
 import measuring
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -50,12 +49,20 @@ SHAPES = "HuggingFaceTB/SmolLM2-135M"
 SIDE = 8  # patches along a picture's side
 
 
-def model(layers: int, device: str) -> VLM:
-    """A Llava of random weights; its tower is of one layer, and never runs: features are kept."""
-    text = published(SHAPES)
-    assert text is not None
+def model(layers: int, device: str, shapes: str = SHAPES, side: int = SIDE) -> VLM:
+    """A Llava of random weights; its tower is of one layer, and never runs: features are kept.
+
+    Args:
+        layers: of its language model, which may be more than `shapes` have.
+        side: patches along a picture's side.
+    """
+    text = published(shapes)
+    if text is None:
+        raise ValueError(f"the shapes of {shapes} are not known (models/architectures.py)")
+    if layers > text.num_hidden_layers:
+        text = type(text)(**(text.to_dict() | {"num_hidden_layers": layers, "layer_types": None}))
     vision = CLIPVisionConfig(
-        hidden_size=1024, num_hidden_layers=1, num_attention_heads=16, patch_size=14, image_size=14 * SIDE
+        hidden_size=1024, num_hidden_layers=1, num_attention_heads=16, patch_size=14, image_size=14 * side
     )
     layout = layout_of(vision, -1, "default", CLIP)
     config = LlavaConfig(
@@ -150,7 +157,7 @@ class Contenders:
 
     def __init__(self, options: argparse.Namespace, dtype: str) -> None:
         self.options = options
-        AcceleratorState._reset_state()  # which else holds to the first dtype of the process
+        measuring.forget_precision()
         self.accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision="no" if dtype == "fp32" else "bf16")
         self.student, self.teacher = model(options.student, options.device), model(options.teacher, options.device)
         self.teacher.model.requires_grad_(False)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distilvlm.losses.divergences import Divergence, chosen, compared_ids
+from distilvlm.losses.kernels import Kernel
 from distilvlm.losses.relation import (
     accumulation,
     add_product,
@@ -42,10 +43,18 @@ CHUNK_ROWS = 128
 """Rows of a chunk where the vocabulary is small enough for more: they would cost memory and gain no speed. Twice as
 many for two-byte logits."""
 
+CUDA_ROWS = 512
+"""Rows of a chunk on a GPU, whatever the vocabulary: with fewer its matrix units wait for the head's weights, and a
+number of rows that is no multiple of 128 leaves part of them idle."""
+
 TILE_ELEMENTS = 2**18
 """Logits that each thread of a CPU visits together. The dozen elementwise passes of a tile stay in the caches instead
 of going through memory each; with the whole chunk as one tile they take about five times as long. Smaller tiles make
 the threads wait for each other more often. Other devices take the chunk whole."""
+
+
+_ADDS_TO_OTHER_DTYPES = "dtype_out" in torch.ops.aten.addmm.overloads()
+"""Whether this torch (2.8 or later) has a product whose sum is of another dtype than its factors."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def linear_distillation(
     divergence_weight: Tensor,
     divergence: str = "forward_kl",
     temperature: float = 1.0,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
     relation_rows: Sequence[Tensor] = (),
     sparse: Sparse | None = None,
     sparse_rows: Tensor | None = None,
@@ -145,6 +154,7 @@ def linear_distillation(
         teachers=teachers,
         events=events,
         divergence=compare,
+        kernel=Kernel.of(divergence, mix, student_hidden.device, precision),
         temperature=temperature,
         chunk_elements=chunk_elements,
         student_product=_product_dtype(student_head),
@@ -178,8 +188,9 @@ class _Work:
     teachers: int  # ids of the teacher's that are compared
     events: Events | None  # of the ordered rows that have sparse targets
     divergence: Divergence
+    kernel: Kernel | None
     temperature: float
-    chunk_elements: int
+    chunk_elements: int | None  # None: what suits the device
     student_product: torch.dtype
     teacher_product: torch.dtype
     gradient: bool  # False under torch.no_grad
@@ -192,15 +203,22 @@ class _Work:
         precision, not in the logits'.
         """
         rows, stop = self.rows, start + logits.shape[0]
-        precision = rows.text_weight.dtype
+        precision, texted = rows.text_weight.dtype, any(rows.texted[start:stop])
+        known = self._known(start, stop)
+        if self.kernel is not None and known is None and (texted or teacher_logits is not None):
+            labels, weights = (
+                rows.labels[start:stop],
+                (rows.text_weight[start:stop], rows.divergence_weight[start:stop]),
+            )
+            self.kernel(logits, teacher_logits, labels, *weights, text, value, self.common, self.temperature, texted)
+            return
         gradient: Tensor | None = None  # [n, vocab]
-        if any(rows.texted[start:stop]):
+        if texted:
             weight = rows.text_weight[start:stop].unsqueeze(1)  # [n, 1]
             labels = rows.labels[start:stop].unsqueeze(1)
             gradient = torch.log_softmax(logits, -1, dtype=precision)
             text.copy_(gradient.gather(1, labels).neg_().masked_fill_(weight == 0, 0).squeeze(1))
             gradient.exp_().scatter_add_(1, labels, torch.full_like(weight, -1)).mul_(weight)
-        known = self._known(start, stop)
         if teacher_logits is not None or known is not None:
             student = self._log_probabilities(logits[:, : self.common], precision)
             if teacher_logits is not None:
@@ -298,8 +316,7 @@ def _sweep(
     shares = shares_logits(rows.related, head)
     projected = torch.empty_like(related) if shares else related @ build_gram(head[:common]).to(precision)
 
-    size = min(work.chunk_elements // max(head.shape[0], work.teachers), CHUNK_ROWS) * 4 // head.element_size()
-    size = max(1, min(size, rows.used))
+    size = max(1, min(_chunk_rows(work, head), rows.used))
     logits = head.new_empty(size, head.shape[0])
     teacher = _TeacherLogits.of(work, size)
     for start in range(0, rows.used, size):
@@ -324,6 +341,13 @@ def _sweep(
         if grad_head is not None:
             _add_outer(grad_head, chunk, student_rows[start:stop])
     return text, value, related, projected
+
+
+def _chunk_rows(work: _Work, head: Tensor) -> int:
+    if work.chunk_elements is None and head.device.type == "cuda":
+        return CUDA_ROWS
+    rows = (work.chunk_elements or CHUNK_ELEMENTS) // max(head.shape[0], work.teachers)
+    return min(rows, CHUNK_ROWS) * 4 // head.element_size()
 
 
 @dataclass(frozen=True)
@@ -360,10 +384,14 @@ def _tiles(start: int, stop: int, chunk: Tensor) -> list[slice]:
 def _add_outer(target: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     """target += gradientᵀ · hidden; [vocab, d] += [rows, vocab]ᵀ · [rows, d].
 
-    In blocks where the product's dtype is not the target's, so that its copy does not grow with the vocabulary.
+    In blocks where the product's dtype is not the target's, so that its copy does not grow with the vocabulary; a GPU
+    adds to another dtype as it multiplies.
     """
     if target.dtype == gradient.dtype:
         target.addmm_(gradient.T, hidden)
+        return
+    if target.is_cuda and _ADDS_TO_OTHER_DTYPES:
+        torch.addmm(target, gradient.T, hidden, out_dtype=target.dtype, out=target)  # pyright: ignore[reportCallIssue]
         return
     blocks = vocabulary_blocks(target)
     for into, block in zip(blocks, gradient.split(blocks[0].shape[0], dim=1), strict=True):

@@ -411,11 +411,12 @@ class _Mean:
     @staticmethod
     def of(rows: Tensor, members: Tensor, owners: Tensor, weights: Tensor, of_tokens: bool = False) -> _Mean:
         """`owners`: of all rows. `of_tokens`: every row of the micro-batch weighs the same, whosever it is."""
-        if members.numel() and not bool(torch.isin(members, rows).all()):
+        places = torch.searchsorted(rows, members)
+        there = places < rows.numel()
+        if members.numel() and not bool((there & (rows[places * there] == members)).all() if rows.numel() else False):
             raise ValueError(
                 "hidden states of some response or visual rows are missing: take the rows of Objective.rows()"
             )
-        places = torch.searchsorted(rows, members)
         owners = owners[places]
         counts = torch.bincount(owners, minlength=weights.numel())
         spread = torch.zeros(rows.shape[0], dtype=weights.dtype, device=rows.device)
