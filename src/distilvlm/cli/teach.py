@@ -37,7 +37,7 @@ def teach(
     import torch
 
     from distilvlm.models.compose import build
-    from distilvlm.recipe.schema import TeacherSpec
+    from distilvlm.recipe.models import TeacherSpec
     from distilvlm.teachers import TeacherError
     from distilvlm.teachers.remote import TeachingServer
 

@@ -20,7 +20,8 @@ from distilvlm.models.compose import build_student
 from distilvlm.models.stages import students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
-from distilvlm.recipe.schema import ModelSpec, SourceSpec
+from distilvlm.recipe.models import ModelSpec
+from distilvlm.recipe.schema import SourceSpec
 from distilvlm.teachers.encoder_cache import kept_bytes
 from distilvlm.teachers.encoders import shapes, used
 from distilvlm.teachers.own_rows import view
