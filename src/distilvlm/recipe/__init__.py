@@ -1,4 +1,4 @@
-"""What a run IS. Read `schema.py` and `models.py` first: a recipe file has its sections, a section its fields and defaults."""
+"""What a run IS. Read `schema.py` and `models.py` first: a file has sections, a section its fields and defaults."""
 
 from distilvlm.recipe.dump import differences, dump_recipe, read_dump
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
