@@ -1,0 +1,239 @@
+// The page as a whole: who answers, and asking.
+
+import { answer as answerOf, models as servedModels } from "./api.js";
+import { answering, readyComposer, suit } from "./composer.js";
+import { boxesIn } from "./boxes.js";
+import { Conversation } from "./conversation.js";
+import { button, byId, element, say } from "./elements.js";
+import { openSettings, readySettings, settings } from "./settings.js";
+import { AnswerView, turnElement } from "./view.js";
+import { welcome } from "./welcome.js";
+
+const CHOSEN = "distilvlm.models";
+const [left, right, pair] = ["left", "right", "pair"].map(byId);
+let served = [];
+let conversation = new Conversation();
+let last = null; // the last turn's `{turn, views}`: only it can be asked again
+const running = new Set(); // of AbortControllers
+
+const paired = () => pair.getAttribute("aria-pressed") === "true";
+const chosen = () => (paired() ? [left.value, right.value] : [left.value]);
+const modelNamed = (name) => served.find(({ id }) => id === name);
+
+// Who answers
+
+async function listModels() {
+  byId("notice").replaceChildren();
+  try {
+    served = await servedModels();
+  } catch (problem) {
+    trouble(problem, listModels);
+    return;
+  }
+  const before = JSON.parse(localStorage.getItem(CHOSEN) ?? "{}");
+  for (const select of [left, right]) select.replaceChildren(...served.map(({ id }) => new Option(id)));
+  pair.hidden = served.length < 2;
+  left.value = modelNamed(before.left) ? before.left : served[0].id;
+  right.value = modelNamed(before.right) ? before.right : (served[1] ?? served[0]).id;
+  choose(Boolean(before.paired) && served.length > 1);
+}
+
+function choose(both) {
+  pair.setAttribute("aria-pressed", String(both));
+  document.body.classList.toggle("paired", both);
+  byId("right-label").hidden = !both;
+  byId("left-name").textContent = both ? "Left" : "Model";
+  localStorage.setItem(CHOSEN, JSON.stringify({ left: left.value, right: right.value, paired: both }));
+  suit(chosen().map(modelNamed));
+  showWelcome();
+}
+
+function showWelcome() {
+  byId("welcome").hidden = conversation.turns.length > 0 || !served.length;
+  byId("welcome").replaceChildren(...welcome(served, new Set(chosen())));
+}
+
+// Asking
+
+async function send(text, pictures) {
+  if (running.size) {
+    say("An answer is still coming: wait for it, or stop it.");
+    return false;
+  }
+  if (!served.length) return false;
+  byId("notice").replaceChildren();
+  let turn;
+  try {
+    turn = await conversation.add(text, pictures);
+  } catch (error) {
+    // The question is asked all the same: what could not be kept is only missing after a reload.
+    turn = conversation.turns.at(-1);
+    trouble(new Error(`The browser does not keep this conversation over a reload: ${error.message}`));
+  }
+  retire();
+  show(turn);
+  chosen().forEach((_, lane) => ask(lane));
+  scrollTo({ top: document.body.scrollHeight });
+  return true;
+}
+
+/** Ask the last question of the model that is chosen for a lane, anew. */
+async function ask(lane) {
+  const { turn, views } = last;
+  const name = chosen()[lane] ?? turn.answers[lane].model;
+  const model = modelNamed(name);
+  const blind = !model.sees && conversation.turns.some(({ pictures }) => pictures.length);
+  const answer = { model: name, text: "", state: "coming", blind };
+  turn.answers[lane] = answer;
+  const view = (views[lane] ??= place(turn, lane));
+  view.show(true);
+  const stopper = new AbortController();
+  running.add(stopper);
+  answering(true);
+  say(`${name} is answering.`);
+  const { system, fields } = settings();
+  try {
+    const messages = await conversation.messages(turn, lane, { system, sees: model.sees });
+    const began = performance.now();
+    let first;
+    for await (const event of answerOf({ model: name, messages, ...fields }, stopper.signal)) {
+      if (event.text) {
+        first ??= performance.now();
+        answer.first = (first - began) / 1000;
+        answer.rest = (performance.now() - first) / 1000;
+        answer.text += event.text;
+        follow(view);
+      }
+      answer.finish = event.finish ?? answer.finish;
+      answer.tokens = event.usage?.completion_tokens ?? answer.tokens;
+    }
+    answer.state = "whole";
+  } catch (error) {
+    if (error.name === "AbortError") answer.state = "stopped";
+    else {
+      const notBefore = Date.now() + 1000 * (error.wait ?? 0);
+      Object.assign(answer, { state: "failed", problem: error.message, key: error.key, notBefore });
+    }
+  }
+  running.delete(stopper);
+  answering(running.size > 0);
+  keepAtEnd(() => view.show(last.turn === turn));
+  say(told(answer, turn));
+  conversation.save();
+}
+
+function told(answer, turn) {
+  if (answer.state === "failed") return answer.problem;
+  const boxes = boxesIn(answer.text, turn.question).length;
+  const drawn = boxes ? ` ${boxes === 1 ? "One box" : `${boxes} boxes`}, listed below the picture.` : "";
+  return `${answer.model}${answer.state === "stopped" ? ", stopped" : ""}: ${answer.text}${drawn}`;
+}
+
+/** Show what came with the next frame, however many pieces come before it. */
+function follow(view) {
+  if (view.planned) return;
+  view.planned = requestAnimationFrame(() => {
+    view.planned = undefined;
+    keepAtEnd(() => view.show(true));
+  });
+}
+
+/** Change the page; a reader who was at its end stays there. */
+function keepAtEnd(change) {
+  const page = document.documentElement;
+  const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 60;
+  change();
+  if (atEnd) page.scrollTop = page.scrollHeight;
+}
+
+function stop() {
+  for (const stopper of running) stopper.abort();
+}
+
+// What is on the page
+
+function place(turn, lane) {
+  const view = new AnswerView(turn, lane, {
+    again: (number) => {
+      if (running.size) return;
+      byId("question").focus();
+      ask(number);
+    },
+    settings: () => openSettings("key"),
+    picture: () => conversation.pictureOf(turn),
+  });
+  last.answers.append(view.root);
+  last.answers.classList.toggle("two", last.answers.children.length > 1);
+  return view;
+}
+
+function retire() {
+  if (!last) return;
+  const { views } = last;
+  last = null;
+  for (const view of views) view?.show(false);
+}
+
+function show(turn) {
+  const root = turnElement(turn, conversation.turns.indexOf(turn) + 1);
+  byId("turns").append(root);
+  byId("turns").classList.toggle("pictured", conversation.turns.some(({ pictures }) => pictures.length));
+  byId("welcome").hidden = true;
+  last = { turn, views: [], answers: root.querySelector(".answers") };
+  turn.answers.forEach((_, lane) => (last.views[lane] = place(turn, lane)));
+}
+
+function showAll() {
+  byId("turns").replaceChildren();
+  last = null;
+  for (const turn of conversation.turns) {
+    retire();
+    show(turn);
+  }
+  for (const view of last?.views ?? []) view.show(true);
+  showWelcome();
+}
+
+function begin() {
+  stop();
+  byId("notice").replaceChildren();
+  const before = conversation;
+  conversation = new Conversation();
+  conversation.save();
+  showAll();
+  byId("question").focus();
+  if (!before.turns.length) return;
+  say("New conversation.");
+  const back = () => {
+    byId("notice").replaceChildren();
+    conversation = before;
+    conversation.save();
+    showAll();
+    byId("question").focus();
+  };
+  byId("notice").append(element("div", { class: "note" }, element("p", {}, "A new conversation."), button("Bring the last one back", back)));
+}
+
+/** Show what went wrong beside no answer; `retry` is offered where it may help. */
+function trouble(problem, retry) {
+  const ways = [];
+  if (problem.key) ways.push(button("Enter the key", () => openSettings("key")));
+  if (retry) ways.push(button("Try again", retry));
+  byId("notice").replaceChildren(element("div", { class: "problem" }, element("p", {}, problem.message), ...ways));
+  say(problem.message);
+}
+
+left.addEventListener("change", () => choose(paired()));
+right.addEventListener("change", () => choose(paired()));
+pair.addEventListener("click", () => choose(!paired()));
+byId("new").addEventListener("click", begin);
+addEventListener("pagehide", () => running.size && conversation.save());
+readyComposer({ send, stop, trouble });
+readySettings(listModels);
+await listModels();
+const [restored, missing] = await Conversation.restored();
+conversation = restored;
+showAll();
+if (missing) trouble(new Error(`The browser no longer has ${missing === 1 ? "a picture" : `${missing} pictures`} of this conversation.`));
+scrollTo({ top: document.body.scrollHeight });
+document.body.dataset.ready = "";
