@@ -62,5 +62,5 @@ def traffic(recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None,
     if teacher is None:
         return Traffic(round(batch * sent), None, None)
     vocabulary, width = forward.head_weight(teacher.model).shape
-    held = 2 if spec.precision == "bf16" else 4
+    held = 2 if spec.held == "bf16" else 4
     return Traffic(round(batch * sent), round(batch * rows * width * held), vocabulary * width * held)

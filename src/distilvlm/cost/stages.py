@@ -16,6 +16,7 @@ from distilvlm.data.problems import RowError
 from distilvlm.data.stage import source_of, stage_data
 from distilvlm.models.alone import Encoder
 from distilvlm.models.features import FeatureError, FeatureReader
+from distilvlm.models.quantised import saved_bytes
 from distilvlm.models.stages import choosing, students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
@@ -329,9 +330,8 @@ class _Stage:
         )
 
     def _situation(self, largest: bool) -> Situation:
-        precision = self.recipe.machine.precision
-        teacher_spec = self.recipe.teacher
-        half = teacher_spec is not None and teacher_spec.precision == "bf16"
+        spec, precision = self.recipe.teacher, self.recipe.machine.precision
+        half = spec is not None and spec.held == "bf16"
         return Situation(
             student=self.student,
             teacher=self.teacher,
@@ -372,6 +372,8 @@ class _Stage:
 
     def _teacher_bytes(self, teacher: VLM, dtype: torch.dtype) -> int:
         spec, held = self.recipe.teacher, sum(parameter_bytes(tree, dtype) for tree in teacher.trees)
+        if spec is not None and spec.bits is not None:
+            held -= saved_bytes(teacher, spec.bits)
         # On a CPU the tower's share of a whole checkpoint stays mapped with the rest of its file.
         mapped = self.device.type == "cpu" and spec is not None and spec.source is not None
         if _shares_vision(self.recipe, self.student, teacher) and not mapped:
@@ -387,11 +389,9 @@ class _Stage:
             records = min(records, self.shapes.total * self.spec.optim.batch)
         kept = None if records is None else BYTES * records
         if self.kept is not None:
-            kept = (
-                None
-                if records is None or teacher is None
-                else kept_bytes(self.kept, self._situation(False), self.shapes, records)
-            )
+            kept = None
+            if records is not None and teacher is not None:
+                kept = kept_bytes(self.kept, self._situation(False), self.shapes, records)
         if teacher is None:
             return Look(records, None, None, kept)
         situation = self._situation(largest=True)

@@ -115,7 +115,11 @@ class TeacherSpec(ModelSpec):
         description="a picture may be other tokens to it than to the student. interpolate: its visual rows are "
         "averaged over areas to the student's grid; assignment: each of the student's gets the nearest one (EM-KD)",
     )
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="what its weights are held in")
+    precision: Literal["fp32", "bf16", "8bit", "4bit"] = Field(
+        default="fp32",
+        description="what its weights are held in. 8bit (LLM.int8), 4bit (NF4): matrices of the language model's "
+        "layers, all else in bf16 (`distilvlm[quantised]`)",
+    )
     device: str | None = Field(default=None, description="'cpu', 'cuda:1', ...; default: the student's device")
     keep: KeepSpec = KeepSpec()
     remote: RemoteSpec | None = None
@@ -125,6 +129,16 @@ class TeacherSpec(ModelSpec):
         if self.encoder_alone:
             raise ValueError("a vision encoder alone gives features, not answers: name it in 'encoders'")
         return self
+
+    @property
+    def held(self) -> Literal["fp32", "bf16"]:
+        """What its head and hidden rows are in."""
+        return "fp32" if self.precision == "fp32" else "bf16"
+
+    @property
+    def bits(self) -> Literal["8bit", "4bit"] | None:
+        """How the matrices of its language model's layers are quantised, if they are."""
+        return self.precision if self.precision in ("8bit", "4bit") else None
 
     @property
     def own_rows(self) -> bool:

@@ -4,6 +4,7 @@
       head.safetensors     the teacher's head, where hidden rows are kept
       weights.json         the hash of the teacher's weights, remembered while its files stay as they are
       nearness.json        how near what is kept was to a teacher that computes in micro-batches
+      quantised.json       how far a teacher in 8 or 4 bits is from its weights in bf16
 
 A record's answers lie under the key of its tokens and pictures, a picture's visual rows under the key of the picture
 and all before it (data/identity.py), computed with the first record that shows them. Every record is a forward of its
@@ -109,10 +110,11 @@ class TeacherCache:
             min(vocabulary, forward.head_weight(student.model).shape[0]),
             width,
             sum(student.layout.visual),
-            torch.bfloat16 if self.spec.precision == "bf16" else torch.float32,
+            torch.bfloat16 if self.spec.held == "bf16" else torch.float32,
             recipe.machine.precision == "bf16",
         )
         self.directory = Path(self.keep.path).absolute()
+        self.quantised = self.directory / "quantised.json"
         self.head_file = self.directory / "head.safetensors"
         self.keeps_head = "hidden" in (self.keep.responses, self.keep.visual)
         self.store = ShardStore(self.directory, self._made_with())
