@@ -225,10 +225,40 @@ def test_prompts_teach_responses(recipe: Path, tmp_path: Path) -> None:
 
 def test_the_doctor_asks_the_server(recipe: Path, running: Teaching) -> None:
     found = {finding.check: finding for finding in doctor(recipe, elsewhere(running.url))}
-    assert "teacher.server" not in found and "terms.response" in found, [*found]
+    assert found["teacher.server"].level == "ok" and "terms.response" in found, [*found]
+    assert (
+        found["teacher.server"].text == f"{running.url} answers, and gives targets of response, visual, relation terms"
+    )
     away = {finding.check: finding for finding in doctor(recipe, elsewhere("http://127.0.0.1:9"))}
     assert away["teacher.server"].level == "error" and "did not answer" in away["teacher.server"].text
     assert "distilvlm teach MODEL" in away["teacher.server"].fix
+
+
+def test_a_server_that_fails_or_lies_is_a_finding_beside_all_others(
+    recipe: Path, running: Teaching, tmp_path: Path
+) -> None:
+    def die() -> None:
+        raise RuntimeError("out of memory")
+
+    for number in range(1, 20):
+        at_question(running, number, die)
+    found = {finding.check: finding for finding in doctor(recipe, elsewhere(running.url))}
+    assert found["teacher.server"].level == "ok" and found["teacher.targets"].level == "error"
+    assert "out of memory" in found["teacher.targets"].text and "disk.space" in found
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"] = stage({"text": 1.0, "response": 1.0})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    prompts = {"protocol": "openai", "top_k": 5}
+    with serving(Completions(teaching_model(recipe))) as server:
+        said = {finding.check: finding for finding in doctor(path, elsewhere(server.url, **prompts))}
+        assert "teacher.targets" not in said and said["terms.response"].level == "ok"
+        assert said["teacher.server"].text == f"{server.url} answers, and gives targets of response terms"
+        server.variant = "shifted"
+        said = {finding.check: finding for finding in doctor(path, elsewhere(server.url, **prompts))}
+        assert said["teacher.targets"].level == "error" and "vllm serve" in said["teacher.targets"].fix
+    away = {finding.check: finding for finding in doctor(path, elsewhere("http://127.0.0.1:9", **prompts))}
+    assert away["teacher.server"].level == "error" and "vllm serve MODEL" in away["teacher.server"].fix
 
 
 def test_what_prompts_cannot_teach_is_refused_when_the_recipe_is_read(recipe: Path) -> None:
