@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -23,7 +23,8 @@ def export(
         typer.Option(help="hf: transformers, vLLM, SGLang; gguf: llama.cpp; onnx: onnxruntime, transformers.js."),
     ],
     types: Annotated[
-        list[str] | None, typer.Option("--type", help="Of gguf: f16, q8_0, q4_0; may be given several times. [f16]")
+        list[str] | None,
+        typer.Option("--type", help="Of gguf: f16, q8_0, q4_0; may be given several times. [f16]"),
     ] = None,
     picture: Annotated[
         list[Path] | None, typer.Option(help="What the check shows; may be given several times. [a drawing]")
@@ -37,14 +38,14 @@ def export(
     The check is written beside the files (parity.json). Where it fails, the files stay, and the exit status is 1.
     """
     from distilvlm.export import export as write
-    from distilvlm.export.gguf.writing import TYPES
+    from distilvlm.export.gguf.writing import Type
     from distilvlm.export.ours import PROMPT
 
     if types and to != "gguf":
         raise typer.BadParameter("is of --to gguf", param_hint="--type")
-    wanted = [kind for kind in TYPES if kind in (types or ["f16"])]
-    if unknown := set(types or []) - set(wanted):
-        raise typer.BadParameter(f"'{unknown.pop()}' is none of {', '.join(TYPES)}", param_hint="--type")
+    wanted = [kind for kind in get_args(Type) if kind in (types or ["f16"])]
+    if unknown := {*(types or [])} - {*wanted}:
+        raise typer.BadParameter(f"'{unknown.pop()}' is none of {', '.join(get_args(Type))}", param_hint="--type")
     quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # what is printed says it all
     done = write(

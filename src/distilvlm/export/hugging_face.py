@@ -40,7 +40,8 @@ _PUBLISHED = "vision_tower.vision_model."
 def write_stock(vlm: VLM, directory: Path, geometry: Geometry, chat_template: str | None) -> None:
     """The checkpoint's files, into a directory that is there."""
     write(vlm, directory, geometry, chat_template)
-    if vlm.model.config.vision_config.model_type in SERVED_TOWERS:
+    config: Any = vlm.model.config
+    if config.vision_config.model_type in SERVED_TOWERS:
         _rename(directory)
     _edit(directory / "config.json", lambda config: _complete(config, vlm))
     _edit(directory / "tokenizer_config.json", _known_class)

@@ -139,8 +139,7 @@ def _llama3_factors(rope: dict[str, Any], width: int) -> Tensor:
 
 
 def _words(writer: Writer, vlm: VLM, vocabulary: Vocabulary) -> None:
-    tokenizer = vlm.tokenizer
-    assert tokenizer is not None
+    tokenizer: Any = vlm.tokenizer
     facts = writer.facts
     facts.add_tokenizer_model(vocabulary.model)
     facts.add_tokenizer_pre(vocabulary.split)

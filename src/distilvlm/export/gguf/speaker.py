@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,15 @@ class LlamaCpp:
     """
 
     def __init__(self, model: Path, mmproj: Path, ours: Ours, prepared: bool = True) -> None:
-        import llama_cpp
-        from llama_cpp import mtmd_cpp
-
-        self._llama: Any = llama_cpp
-        self._mtmd: Any = mtmd_cpp
+        # By name: it compiles for minutes, so that not even this package's own checks may expect it to be there.
+        self._llama: Any = importlib.import_module("llama_cpp")
+        self._mtmd: Any = importlib.import_module("llama_cpp.mtmd_cpp")
         self._ours = ours
         self._prepared = prepared
         self.prompt: Sequence[int] = ()
         self.features: Tensor | None = None
         self._said: list[str] = []
-        self._log = llama_cpp.llama_log_callback(lambda _, text, __: self._said.append(text.decode(errors="replace")))
+        self._log = self._llama.llama_log_callback(lambda _, text, __: self._said.append(text.decode(errors="replace")))
         for quieten in (self._llama.llama_log_set, self._mtmd.mtmd_log_set, self._mtmd.mtmd_helper_log_set):
             quieten(self._log, None)
         self._llama.llama_backend_init()

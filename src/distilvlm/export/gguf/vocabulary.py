@@ -64,8 +64,9 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     if pieces:
         for number, token in names.items():
             kinds[number] = BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else kinds[number]
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id < rows:
-            kinds[tokenizer.unk_token_id] = UNKNOWN
+        unknown: Any = tokenizer.unk_token_id
+        if unknown is not None and unknown < rows:
+            kinds[unknown] = UNKNOWN
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(merges):
             ranks.setdefault(merge.replace(" ", ""), rank)
@@ -105,7 +106,7 @@ def _byte_level(facts: dict[str, Any]) -> str:
 
 
 def _sentencepiece(facts: dict[str, Any]) -> str:
-    kinds = [step["type"] for step in _steps(facts["normalizer"]) + _steps(facts["pre_tokenizer"])]
+    kinds = [step["type"] for part in ("normalizer", "pre_tokenizer") for step in _steps(facts[part])]
     if kinds not in (["Prepend", "Replace"], ["Metaspace"]):
         raise ValueError(
             f"its tokenizer is SentencePiece with other steps ({', '.join(kinds)}): llama.cpp knows {_KNOWN}"

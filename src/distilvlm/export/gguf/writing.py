@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Type = Literal["f16", "q8_0", "q4_0"]
-
-TYPES: tuple[Type, ...] = get_args(Type)
 
 BLOCK = 32
 """Values that share a scale; a row whose length is no multiple of it stays f16."""
