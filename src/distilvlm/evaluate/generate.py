@@ -48,6 +48,7 @@ def answer(
     bad: list[BadRow] | None = None,
     progress: Callable[[int, int], object] | None = None,
     workflows: Sequence[str] | None = None,
+    said: Callable[[int, str], object] | None = None,
 ) -> list[str]:
     """The model's answer to each record, in the records' order, without space at its ends.
 
@@ -63,6 +64,7 @@ def answer(
         progress: called with the number of records answered and their total.
         workflows: of a model with adaptors, the one that answers each record; a batch may mix them. Default: all by the
             active one.
+        said: called with the number of each record and its answer, as soon as that is known.
 
     Raises:
         DataError: names file and row of a record that the template refuses, whose prompt is longer than the model's
@@ -90,6 +92,8 @@ def answer(
                     )
                 for index, ids in zip(batch, new, strict=True):
                     answers[index] = written.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                    if said is not None:
+                        said(index, answers[index])
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
     _raise_unless(bad is not None, rejected)
