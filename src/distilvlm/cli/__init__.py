@@ -17,6 +17,7 @@ from . import (
     data,
     doctor,
     encoders,
+    evaluate,
     export,
     grounding,
     hallucination,
@@ -37,6 +38,7 @@ app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
 app.add_typer(encoders.app)
+app.add_typer(evaluate.app)
 app.add_typer(export.app)
 app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
