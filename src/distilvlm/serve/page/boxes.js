@@ -1,6 +1,6 @@
 // Boxes in answers: `[left, top, right, bottom]` from 0 to 1 of the picture padded to a square (docs/grounding.md).
 
-import { element } from "./elements.js";
+import { element, pictureElement } from "./elements.js";
 
 /** The question that models are taught to answer with a box: what is asked for follows. */
 export const REFERRING = "Please provide the bounding box coordinate of the region this sentence describes: ";
@@ -63,7 +63,8 @@ export function drawn(boxes, picture) {
       ` ${whole(place.left)} to ${whole(place.right)}% across, ${whole(place.top)} to ${whole(place.bottom)}% down`,
     );
   });
-  const canvas = element("div", { class: "canvas" }, element("img", { src: picture.url, alt: picture.alt }), ...frames);
+  const canvas = element("div", { class: "canvas" }, pictureElement(picture, picture.alt), ...frames);
+  canvas.style.width = `min(100%, 26rem, ${(24 * picture.width) / picture.height}rem)`;
   const list = element("ol", { "aria-label": "Boxes, in shares of the picture" }, ...items);
   return element("div", { class: "located" }, canvas, list);
 }

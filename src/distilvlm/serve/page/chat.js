@@ -1,6 +1,6 @@
 // The page as a whole: who answers, and asking.
 
-import { answer as answerOf, models as servedModels } from "./api.js";
+import { answer as answerOf, models as servedModels, Problem } from "./api.js";
 import { answering, readyComposer, suit } from "./composer.js";
 import { boxesIn } from "./boxes.js";
 import { Conversation } from "./conversation.js";
@@ -15,6 +15,7 @@ let served = [];
 let conversation = new Conversation();
 let last = null; // the last turn's `{turn, views}`: only it can be asked again
 const running = new Set(); // of AbortControllers
+let leaving = false; // the browser then ends requests: that is no failure to be kept
 
 const paired = () => pair.getAttribute("aria-pressed") === "true";
 const chosen = () => (paired() ? [left.value, right.value] : [left.value]);
@@ -26,6 +27,7 @@ async function listModels() {
   byId("notice").replaceChildren();
   try {
     served = await servedModels();
+    if (!served.length) throw new Problem("This server has no models.");
   } catch (problem) {
     trouble(problem, listModels);
     return;
@@ -117,9 +119,18 @@ async function ask(lane) {
   }
   running.delete(stopper);
   answering(running.size > 0);
-  keepAtEnd(() => view.show(last.turn === turn));
+  keepAtEnd(() => view.show(last?.turn === turn));
   say(told(answer, turn));
-  conversation.save();
+  save();
+}
+
+function save() {
+  if (leaving) return;
+  try {
+    conversation.save();
+  } catch (error) {
+    trouble(new Error(`The browser does not keep this conversation over a reload: ${error.message}`));
+  }
 }
 
 function told(answer, turn) {
@@ -227,7 +238,11 @@ left.addEventListener("change", () => choose(paired()));
 right.addEventListener("change", () => choose(paired()));
 pair.addEventListener("click", () => choose(!paired()));
 byId("new").addEventListener("click", begin);
-addEventListener("pagehide", () => running.size && conversation.save());
+addEventListener("pagehide", () => {
+  if (running.size) save();
+  leaving = true;
+});
+addEventListener("pageshow", () => (leaving = false));
 readyComposer({ send, stop, trouble });
 readySettings(listModels);
 await listModels();

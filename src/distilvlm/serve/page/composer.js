@@ -12,7 +12,10 @@ let pictures = [];
 export function readyComposer({ send, stop, trouble }) {
   const submit = async () => {
     const text = question.value.trim();
-    if (!text) return question.focus();
+    if (!text) {
+      if (pictures.length) say("Write a question about the picture.");
+      return question.focus();
+    }
     if (!(await send(text, pictures))) return undefined;
     question.value = "";
     grow();
@@ -105,6 +108,7 @@ function grow() {
 }
 
 function showAttached() {
+  question.placeholder = pictures.length ? "Ask something about the picture" : "Ask something";
   attached.hidden = !pictures.length;
   attached.replaceChildren(
     ...pictures.map((picture) => {

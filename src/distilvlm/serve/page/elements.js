@@ -12,6 +12,11 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** A picture `{url, width, height}`, which takes its place before it is read; a tiny one keeps its pixels when it is enlarged. */
+export function pictureElement({ url, width, height }, alt) {
+  return element("img", { src: url, alt, width, height, class: Math.max(width, height) < 200 && "tiny" });
+}
+
 export function button(text, click, properties = {}) {
   return element("button", { type: "button", on: { click }, ...properties }, text);
 }

@@ -43,7 +43,10 @@ export function readySettings(changedKey) {
   const theme = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const dark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const name = () => (theme.textContent = dark() ? "Light" : "Dark");
+  const name = () => {
+    theme.textContent = dark() ? "Light" : "Dark";
+    theme.setAttribute("aria-label", `${theme.textContent} colours`);
+  };
   theme.addEventListener("click", () => {
     const wanted = dark() ? "light" : "dark";
     // Chosen as the system has it is not chosen: it goes with the system again.

@@ -1,13 +1,13 @@
 // Turns and answers as elements. An answer's element is made once and then told what its answer has become.
 
 import { boxesIn, drawn } from "./boxes.js";
-import { button, byId, element, key } from "./elements.js";
+import { button, byId, element, key, pictureElement } from "./elements.js";
 import { rendered } from "./markdown.js";
 
 /** A question with its pictures, and an empty place for its answers. */
 export function turnElement(turn, number) {
   const pictures = turn.pictures.map((picture) =>
-    button(element("img", { src: picture.url, alt: "" }), () => showLarge(picture), {
+    button(pictureElement(picture, ""), () => showLarge(picture), {
       class: "thumb",
       "aria-label": `${picture.alt}: show this picture larger`,
     }),
