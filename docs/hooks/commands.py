@@ -78,4 +78,6 @@ def value(kind: Any) -> str:
         return " or ".join(map(value, inner))
     if origin is list:
         return f"{value(inner[0])}, repeated"
+    if origin is tuple:
+        return f"{len(inner)} × {value(inner[0])}"
     return "" if kind is bool else WORDS[kind]
