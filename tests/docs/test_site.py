@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_told_parameters_become_lists() -> None:
     assert docstrings.apart(section, {"a", "b", "c"}) == (
         "Args:\n    a: see `b`.\n    b: two numbers.\n    c, d: not its own."
     )
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/reference/api").glob("*.md")), ids=lambda page: page.stem)
+def test_functions_with_a_module_of_their_name_are_told_of(page: Path) -> None:
+    """`distilvlm.losses.relation` is a module to who reads the source; the function is asked for by its whole name."""
+    public = getattr(importlib.import_module(f"distilvlm.{page.stem}"), "__all__", [])
+    for name in public:
+        if (ROOT / "src/distilvlm" / page.stem / f"{name}.py").exists():
+            assert f"::: distilvlm.{page.stem}.{name}.{name}\n" in page.read_text(), name
 
 
 def test_every_page_is_in_the_navigation_and_every_hook_is_run() -> None:
