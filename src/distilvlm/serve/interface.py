@@ -80,10 +80,10 @@ class Piece:
     """What one step adds to one answer. An answer's last piece, and no other, has a `finish`; its text may be empty.
 
     Attributes:
-        text: whole characters only, and nothing that may turn out to begin a stop string: what is held back comes with a
-            later piece.
-        ids: the tokens that were chosen since the last piece, without the one that ended the answer. They may be of text
-            that is held back; tokens of a stop string are among them, its text never is.
+        text: whole characters only, and nothing that may turn out to begin a stop string: what is held back comes with
+            a later piece.
+        ids: the tokens that were chosen since the last piece, without the one that ended the answer. They may be of
+            text that is held back; tokens of a stop string are among them, its text never is.
         logprobs: of `ids`; None where the request asks for none.
         finish: why this is the last one; None where more will come.
     """
@@ -122,7 +122,7 @@ class ServedModel:
     geometry: str
 
 
-class Busy(Exception):
+class Busy(Exception):  # noqa: N818 - a state, as queue.Full
     """The queue is full.
 
     Attributes:
@@ -141,7 +141,7 @@ class Draining(Busy):
         super().__init__(retry_after, "this server is about to stop")
 
 
-class Refused(ValueError):
+class Refused(ValueError):  # noqa: N818 - what becomes of a request
     """A request that can't be answered.
 
     Attributes:
@@ -155,7 +155,7 @@ class Refused(ValueError):
         self.reason = reason
 
 
-class Failed(RuntimeError):
+class Failed(RuntimeError):  # noqa: N818 - what becomes of a request
     """An answer ended by an error of its own; others go on. What iterating a ticket raises."""
 
 
@@ -195,7 +195,7 @@ class Engine(Protocol):
     def models(self) -> tuple[ServedModel, ...]: ...
 
     def submit(self, request: Request) -> Ticket:
-        """Queue a request. Tokenises it and makes canvases of its pictures: call it from a thread, not in an event loop.
+        """Queue a request. Tokenises it and makes canvases of its pictures: not to be called in an event loop.
 
         Raises:
             Refused: it can't be answered: no such model, more positions than its context, ...
