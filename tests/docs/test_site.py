@@ -107,6 +107,7 @@ def test_links_of_pages_and_readme_lead_somewhere_in_the_repository() -> None:
         ('<a href="https://arxiv.org/abs/2410.16236">', ".html", []),
         ('<link rel="canonical" href="https://x.example/">', ".html", []),
         ('<script src="assets/bundle.js">', ".html", []),
+        ('<pre class="mermaid"><code>', ".html", ["mermaid"]),
         ("@import url(https://fonts.example/a.css)", ".css", ["https://fonts.example/a.css"]),
         ("@import '//fonts.example/a.css'", ".css", ["//fonts.example/a.css"]),
         ("a { background: url(a.png) }", ".css", []),
