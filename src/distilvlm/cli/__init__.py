@@ -12,6 +12,7 @@ import typer
 
 from . import (
     cache,
+    chat,
     checkpoints,
     commands,
     data,
@@ -22,6 +23,7 @@ from . import (
     grounding,
     hallucination,
     report,
+    serve,
     teach,
     text,
 )
@@ -34,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(commands.app)
 app.add_typer(cache.app)
+app.add_typer(chat.app)
 app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
@@ -43,6 +46,7 @@ app.add_typer(export.app)
 app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)
+app.add_typer(serve.app)
 app.add_typer(teach.app)
 app.add_typer(text.app)
 

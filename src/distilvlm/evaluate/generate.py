@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from distilvlm.data.batch import IGNORED, BadRow, SampleKey
 from distilvlm.data.geometry import Geometry, PictureError, canvas, decode
@@ -183,11 +182,11 @@ def _raise_unless(collected: bool, rejected: Sequence[BadRow]) -> None:
 
 def ends_of_text(vlm: VLM) -> frozenset[int]:
     """Ids that end a text: the tokenizer's, and those that the model's settings name."""
-    settings, tokenizer = vlm.model.generation_config, cast(PreTrainedTokenizerFast, vlm.tokenizer)
-    configured: int | list[int] | None = settings.eos_token_id if settings else None
+    tokenizer: Any = vlm.tokenizer
+    settings = vlm.model.generation_config
+    configured: int | list[int] | None = settings.eos_token_id if settings else None  # pyright: ignore
     ends = {configured} if isinstance(configured, int) else set(configured or ())
-    own: int | None = cast(int | None, tokenizer.eos_token_id)
-    return frozenset(ends if own is None else ends | {own})
+    return frozenset(ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id})
 
 
 def ends_of(written: Template, vlm: VLM) -> frozenset[int]:

@@ -131,7 +131,8 @@ class LocalEngine:
     def _require_room(self) -> None:
         if self._draining:
             raise Draining()
-        if len(self._waiting) >= self._bound:
+        free = self._places - len(self._rows) - len(self._reading)  # who will have one of these does not wait
+        if len(self._waiting) >= self._bound + free:
             self._counts["busy"] += 1
             raise Busy(max(1.0, self._seconds * len(self._waiting) / self._places))
 
