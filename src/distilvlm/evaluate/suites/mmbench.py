@@ -47,7 +47,9 @@ MEASURE = replace(
 def read(where: Sources) -> Asked:
     """mmbench_{split}*.tsv or MMBench_{SPLIT}*.tsv; what it embeds goes to pictures/ beside it."""
     file = where.file(
-        "questions", f"mmbench_{where.split}_*.tsv", f"mmbench_{where.split}.tsv", f"MMBench_{where.split.upper()}*.tsv"
+        "questions",
+        *(f"mmbench_{where.split}{end}.tsv" for end in ("_[0-9]*", "")),
+        *(f"MMBench_{where.split.upper()}{end}.tsv" for end in ("", "_EN", "*")),
     )
     store = Store(where.root / where.given.get("pictures", "pictures"))
     table = list(_rows(file))
