@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.runs.tiny import write_recipe
 
-from .pages import ROOT
+from .pages import ROOT, blocks
 
 COLOURS = {"shirt": (200, 30, 30), "dress": (30, 30, 200), "shoes": (30, 160, 30)}
 NAMES = ["dog", "cat", "horse", "chair"]
@@ -24,11 +25,22 @@ def set_up(bench: Path) -> None:
     (bench / "recipes").symlink_to(ROOT / "recipes")
     clothing(bench / "clothing" / "train")
     questions(bench)
-    yolo(bench / "data.yaml")
-    yolo(bench / "config.yaml", bench / "coco128" / "config.yaml")
+    yolo(bench / "scenes" / "data.yaml", bench / "config.yaml", bench / "coco128" / "config.yaml")
     raccoons(bench / "raccoon")
     captions(bench)
     language_model(bench / "weights" / "smollm2-135m", bench / "tokenizer")
+    preference = next(block for block in blocks(ROOT / "docs" / "hallucination.md") if "preference: 1" in block.text)
+    (bench / "preference.yaml").write_text(preference.text.replace("path/to/teacher", "runs/mine/model"))
+    (bench / "cached").mkdir()
+    cached(bench / "cached", bench / "recipe.yaml")
+
+
+def cached(directory: Path, recipe: Path) -> None:
+    """The same recipe with a teacher that is asked once, for the page that says how."""
+    tree = yaml.safe_load(recipe.read_text())
+    del tree["pictures"]  # which change at every showing
+    tree["teacher"].update(kind="cached", keep={"path": "teacher-cache"})
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def picture(path: Path, number: int, size: tuple[int, int] = (32, 24)) -> str:
