@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -27,7 +28,7 @@ MODELS = (
 
 
 class FakeTicket:
-    """The words of the last message (or prompt), one a step; a step waits for `engine.go`."""
+    """The words of the last message (or prompt), one a step; as many as `engine` lets it."""
 
     def __init__(self, engine: FakeEngine, request: Request) -> None:
         self.engine, self.request = engine, request
@@ -68,8 +69,8 @@ class FakeTicket:
         raise NotImplementedError  # the server has an event loop
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        for piece in self.pieces():
-            while not self.engine.go.is_set() and not self.cancelled.is_set():
+        for number, piece in enumerate(self.pieces()):
+            while not self.cancelled.is_set() and number >= self.engine.stand_still_after:
                 await asyncio.sleep(0.002)
             if self.cancelled.is_set() and piece.finish is None:
                 return
@@ -80,14 +81,11 @@ class FakeTicket:
 class FakeEngine:
     places: int = 8
     models: tuple[ServedModel, ...] = MODELS
-    go: threading.Event = field(default_factory=threading.Event)
+    stand_still_after: float = math.inf  # pieces of each answer
     requests: list[Request] = field(default_factory=list)
     running: list[FakeTicket] = field(default_factory=list)
     cancelled: list[FakeTicket] = field(default_factory=list)
     draining: bool = False
-
-    def __post_init__(self) -> None:
-        self.go.set()
 
     def submit(self, request: Request) -> FakeTicket:
         if self.draining:

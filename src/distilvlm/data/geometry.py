@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -85,7 +85,7 @@ def decode(path: str) -> Image.Image:
         return _upright(image)
 
 
-def decode_bytes(data: bytes, formats: Sequence[str], pixels: int) -> Image.Image:
+def decode_bytes(data: bytes, formats: tuple[str, ...], pixels: int) -> Image.Image:
     """As `decode`, of a file that somebody else sent.
 
     Args:

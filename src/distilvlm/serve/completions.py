@@ -67,7 +67,6 @@ def routes(desk: Desk) -> APIRouter:
         """Continue a text as it stands, without a template."""
         _require_consistent(wanted)
         prompt = wanted.prompt if isinstance(wanted.prompt, str) else wanted.prompt[0]
-        _require_plain(prompt, "prompt")
 
         def made() -> Request:
             return Request(
@@ -109,7 +108,8 @@ def _conversation(wanted: ChatRequest, desk: Desk) -> tuple[tuple[Message, ...],
                 pictures.append(desk.pictures.of(part, f"{place}.{index}"))
                 texts.append(IMAGE_TOKEN)
             else:
-                _require_plain(part.text, place)
+                if IMAGE_TOKEN in part.text:
+                    raise ApiError(400, f"{place}: {IMAGE_TOKEN} stands for a picture: send that as a part", place)
                 texts.append(part.text)
         role = "system" if turn.role == "developer" else turn.role
         messages.append(Message(role, "\n".join(texts)))
@@ -134,10 +134,3 @@ def _streaming(wanted: Wanted) -> tuple[bool, bool]:
 def _require_consistent(wanted: Wanted) -> None:
     if wanted.stream_options is not None and not wanted.stream:
         raise ApiError(400, "stream_options: only with stream: true", "stream_options")
-
-
-def _require_plain(text: str, param: str) -> None:
-    if IMAGE_TOKEN in text:
-        raise ApiError(
-            400, f"{param}: {IMAGE_TOKEN} can't be written, it stands for a picture: send that as a part", param
-        )

@@ -58,10 +58,16 @@ class ApiError(Exception):
         kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        message, param = (_writable(text) for text in (str(self), self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
         return JSONResponse(self.body, self.status, {**self.headers, **(headers or {})})
+
+
+def _writable(text: str | None) -> str | None:
+    """What a client sent may stand in a message, and need not be text."""
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 UNSUPPORTED = {

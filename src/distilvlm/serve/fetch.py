@@ -20,7 +20,6 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
-TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # NAT64: an IPv4 address in its last 32 bits
 
 Resolve = Callable[[str, int], list[str]]
 
@@ -33,13 +32,10 @@ def is_public(address: str) -> bool:
     """Whether an IP address is of the internet: not private, loopback, link-local, or one of these in disguise."""
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address):
-        inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
-        if found in TRANSLATED:
-            inner.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
-        if any(one is not None and not is_public(str(one)) for one in inner):
-            return False
         if found.ipv4_mapped is not None:
-            return True
+            return is_public(str(found.ipv4_mapped))
+        if any(one is not None and not is_public(str(one)) for one in (found.sixtofour, *(found.teredo or ()))):
+            return False
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
@@ -115,7 +111,9 @@ class Fetcher:
             cut.start()
             try:
                 with sock:
-                    return self._answer(sock, parts, port)
+                    answer = self._answer(sock, parts, port)
+                _left(end)  # one that was cut may look like one that ended
+                return answer
             finally:
                 cut.cancel()
         except (OSError, http.client.HTTPException, UnicodeError) as error:

@@ -70,7 +70,7 @@ class _Numbers(Collector):
         self.engines = engines
 
     def collect(self) -> Iterable[Metric]:
-        found: dict[str, Metric] = {}
+        found: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for base, engine in self.engines.items():
             for name, value in engine.numbers().items():
                 full = f"distilvlm_engine_{name}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 
 from PIL import Image
 
 from distilvlm.data.geometry import PictureError, decode_bytes
 
 from .errors import ApiError
-from .fetch import Fetcher, FetchError
+from .fetch import Fetcher
 from .protocol import FilePart, ImagePart
 from .settings import Settings
 from .uploads import Uploads
@@ -43,7 +42,7 @@ class Pictures:
         url, param = part.image_url.url, f"{param}.image_url"
         try:
             data = _of_data_uri(url) if url[:5].lower() == "data:" else self._fetcher.fetch(url)
-        except (FetchError, binascii.Error) as error:
+        except ValueError as error:  # of fetching, or of base64
             raise ApiError(400, f"{param}: {error}", param) from None
         return self.decode(data, param)
 
@@ -63,5 +62,5 @@ def _of_data_uri(url: str) -> bytes:
     head, comma, body = url.partition(",")
     kind, *options = head[5:].lower().split(";")
     if not comma or not kind.startswith("image/") or options[-1:] != ["base64"]:
-        raise binascii.Error("a data URI of a picture begins with data:image/png;base64, (or another type)")
+        raise ValueError("a data URI of a picture begins with data:image/png;base64, (or another type)")
     return base64.b64decode(body, validate=True)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 Purpose = Literal["vision", "user_data"]
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 Nothing = Annotated[list[None], Field(max_length=0)] | None
-StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _writable(text: str) -> str:
+    text.encode()  # JSON can name half a character ("\\ud800"), which no tokenizer reads
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -26,7 +34,7 @@ class Said(BaseModel):
 
 class TextPart(Said):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageUrl(Said):
@@ -53,17 +61,17 @@ UserPart = Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type"
 
 class SystemTurn(Said):
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
 
 class UserTurn(Said):
     role: Literal["user"]
-    content: str | list[UserPart]
+    content: Text | list[UserPart]
 
 
 class AssistantTurn(Said):
     role: Literal["assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
     refusal: None = None  # as answers of ours have it, which are sent back
 
 
@@ -113,7 +121,7 @@ class ChatRequest(Wanted):
 
 
 class TextRequest(Wanted):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     suffix: None = None
