@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from distilvlm.data.boxes import REFERRING
 from tests.report.browser import Browser, small_png
 from tests.serve.page.driver import Chat
 from tests.serve.page.fake import MODELS, served
@@ -15,7 +16,7 @@ from tests.serve.page.scene import paint, text_of
 LONGEST = 200_000  # bytes of a screenshot in the docs
 
 WHAT = "What is on the table?"
-WHERE = "Please provide the bounding box coordinate of the region this sentence describes: the pear"
+WHERE = REFERRING.format(expression="the pear")
 EACH = "Where is each thing?"
 BREAKFAST = "Could this be somebody's breakfast?"
 
@@ -38,33 +39,28 @@ def main(docs: Path) -> None:
     try:
         with tempfile.TemporaryDirectory() as directory, served(answers=ANSWERS, pause=0.02, models=MODELS) as fake:
             scene = paint(Path(directory) / "breakfast table.png")
-            chat = Chat(browser, fake.address, 1180, height=860)
-            _save(browser, docs / "chat-welcome.png")
+            chat = Chat(browser, fake.address, 1180, height=860, dark=True)
             chat.attach(scene)
             chat.ask(WHAT)
             chat.choose("#left", "grounding")
             chat.ask(EACH)
-            _save(browser, docs / "chat-desktop.png")
-            chat.options |= {"dark": True}
-            chat.open()
-            _save(browser, docs / "chat-boxes-dark.png")
+            _save(browser, docs / "chat-boxes.png")
             chat.click("#new")
             chat.choose("#left", "teacher")
-            chat.options |= {"dark": False}
+            chat.options = {"height": 760}
             chat.open()
             chat.click("#pair")
-            chat.choose("#right", "student")
             chat.attach(scene)
             chat.ask(WHAT)
             chat.ask(BREAKFAST)
             _save(browser, docs / "chat-side-by-side.png")
             chat.click("#new")
             chat.click("#pair")
-            chat.width, chat.options = 390, {"height": 780, "scale": 1.5}
             chat.choose("#left", "grounding")
+            chat.width, chat.options = 390, {"height": 844, "scale": 1.5}
             chat.open()
             chat.attach(scene)
-            chat.ask(EACH)
+            chat.ask(WHERE)
             _save(browser, docs / "chat-phone.png")
             chat.close()
     finally:

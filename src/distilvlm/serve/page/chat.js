@@ -57,21 +57,20 @@ function showWelcome() {
 
 // Asking
 
-async function send(text, pictures) {
+/** Whether the message is on its way; what became of it is then shown. */
+function send(text, pictures) {
   if (running.size) {
     say("An answer is still coming: wait for it, or stop it.");
     return false;
   }
-  if (!served.length) return false;
-  byId("notice").replaceChildren();
-  let turn;
-  try {
-    turn = await conversation.add(text, pictures);
-  } catch (error) {
-    // The question is asked all the same: what could not be kept is only missing after a reload.
-    turn = conversation.turns.at(-1);
-    trouble(new Error(`The browser does not keep this conversation over a reload: ${error.message}`));
+  if (!served.length) {
+    listModels();
+    return false;
   }
+  byId("notice").replaceChildren();
+  const turn = conversation.add(text, pictures);
+  conversation.keepPictures(turn).catch(unkept);
+  save();
   retire();
   show(turn);
   chosen().forEach((_, lane) => ask(lane));
@@ -82,7 +81,7 @@ async function send(text, pictures) {
 /** Ask the last question of the model that is chosen for a lane, anew. */
 async function ask(lane) {
   const { turn, views } = last;
-  const name = chosen()[lane] ?? turn.answers[lane].model;
+  const name = [left, right][lane].value; // the right one is hidden where one model answers, but there
   const model = modelNamed(name);
   const blind = !model.sees && conversation.turns.some(({ pictures }) => pictures.length);
   const answer = { model: name, text: "", state: "coming", blind };
@@ -119,6 +118,8 @@ async function ask(lane) {
   }
   running.delete(stopper);
   answering(running.size > 0);
+  cancelAnimationFrame(view.planned);
+  view.planned = undefined;
   keepAtEnd(() => view.show(last?.turn === turn));
   say(told(answer, turn));
   save();
@@ -129,13 +130,18 @@ function save() {
   try {
     conversation.save();
   } catch (error) {
-    trouble(new Error(`The browser does not keep this conversation over a reload: ${error.message}`));
+    unkept(error);
   }
+}
+
+/** The conversation goes on: what could not be kept is only missing after a reload. */
+function unkept(error) {
+  trouble(new Error(`The browser does not keep this conversation over a reload: ${error.message}`));
 }
 
 function told(answer, turn) {
   if (answer.state === "failed") return answer.problem;
-  const boxes = boxesIn(answer.text, turn.question).length;
+  const boxes = conversation.pictureOf(turn) ? boxesIn(answer.text, turn.question).length : 0;
   const drawn = boxes ? ` ${boxes === 1 ? "One box" : `${boxes} boxes`}, listed below the picture.` : "";
   return `${answer.model}${answer.state === "stopped" ? ", stopped" : ""}: ${answer.text}${drawn}`;
 }
@@ -168,7 +174,8 @@ function place(turn, lane) {
     again: (number) => {
       if (running.size) return;
       byId("question").focus();
-      ask(number);
+      if (served.length) ask(number);
+      else listModels();
     },
     settings: () => openSettings("key"),
     picture: () => conversation.pictureOf(turn),
@@ -210,7 +217,7 @@ function begin() {
   byId("notice").replaceChildren();
   const before = conversation;
   conversation = new Conversation();
-  conversation.save();
+  save();
   showAll();
   byId("question").focus();
   if (!before.turns.length) return;
@@ -218,7 +225,7 @@ function begin() {
   const back = () => {
     byId("notice").replaceChildren();
     conversation = before;
-    conversation.save();
+    save();
     showAll();
     byId("question").focus();
   };
@@ -250,5 +257,5 @@ const [restored, missing] = await Conversation.restored();
 conversation = restored;
 showAll();
 if (missing) trouble(new Error(`The browser no longer has ${missing === 1 ? "a picture" : `${missing} pictures`} of this conversation.`));
-scrollTo({ top: document.body.scrollHeight });
+if (conversation.turns.length) scrollTo({ top: document.body.scrollHeight });
 document.body.dataset.ready = "";

@@ -10,13 +10,13 @@ let pictures = [];
 
 /** `send(text, pictures)` says whether it took the message; `stop()`; `trouble(problem)` shows what went wrong. */
 export function readyComposer({ send, stop, trouble }) {
-  const submit = async () => {
+  const submit = () => {
     const text = question.value.trim();
     if (!text) {
       if (pictures.length) say("Write a question about the picture.");
       return question.focus();
     }
-    if (!(await send(text, pictures))) return undefined;
+    if (!send(text, pictures)) return undefined;
     question.value = "";
     grow();
     pictures = [];

@@ -30,12 +30,14 @@ export class Conversation {
     localStorage.setItem(PLACE, JSON.stringify(this.turns.map((turn) => ({ ...turn, pictures: pictures(turn) }))));
   }
 
-  async add(question, pictures) {
+  add(question, pictures) {
     const turn = { question, pictures, answers: [] };
     this.turns.push(turn);
-    await Promise.all(pictures.map(keep));
-    this.save();
     return turn;
+  }
+
+  async keepPictures(turn) {
+    await Promise.all(turn.pictures.map(keep));
   }
 
   /** The picture that an answer of this turn is about: the last one shown up to then. */
