@@ -24,16 +24,14 @@ ALL = {"text": 1.0, "response": 0.7, "visual": 0.4, "relation": 0.5}
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two stages: one whose head is frozen, one whose head trains. No dropout, which other shapes draw otherwise."""
+    """Without dropout, which other shapes draw otherwise."""
     path = written(tmp_path_factory.mktemp("packed"), rows=9)
     content = yaml.safe_load(path.read_text())
     content["student"]["language"]["config"]["attention_dropout"] = 0.0
     content["teacher"]["language"]["config"]["initializer_range"] = 0.2
     optim = {"lr": 1e-3, "batch": 6, "updates": 2}
-    content["stages"] = [
-        {"name": "dpt", "train": ["projector"], "data": ["captions"], "loss": ALL, "optim": optim},
-        {"name": "dft", "train": ["projector", "language"], "data": ["questions"], "loss": ALL, "optim": optim},
-    ]
+    stage = {"name": "dft", "train": ["projector", "language"], "data": ["questions"], "loss": ALL, "optim": optim}
+    content["stages"] = [stage]
     content["machine"] = {}
     path.write_text(yaml.safe_dump(content))
     return path
@@ -78,13 +76,10 @@ def test_a_local_teacher(recipe: Path, alone: list[dict[str, Any]], tmp_path: Pa
 def test_lines_hold_several_samples(recipe: Path) -> None:
     """Else the others would say nothing."""
     packed = loaded(recipe, **{f"machine.{name}": value for name, value in PACKED.items()})
-    data = data_of(packed, build(packed.student, packed.seed))
+    (stage,), data = packed.stages, data_of(packed, build(packed.student, packed.seed))
     samples = [(0, index) for index in range(6)]
-    lines = {
-        stage.name: Grouping.of(packed.machine, stage).split(samples, data[stage.name].sequence_lengths)
-        for stage in packed.stages
-    }
-    assert len(lines["dpt"]) < 6 and 1 < len(lines["dft"]) < 6, lines
+    lines = Grouping.of(packed.machine, stage).split(samples, data[stage.name].sequence_lengths)
+    assert 1 < len(lines) < 6, lines
 
 
 @pytest.mark.parametrize("visual", ["hidden", "relation"])
@@ -100,8 +95,7 @@ def test_a_cached_teacher(recipe: Path, alone: list[dict[str, Any]], tmp_path: P
 
 def without_visual(recipe: Path, place: Path) -> Path:
     content = yaml.safe_load(recipe.read_text())
-    for stage in content["stages"]:
-        stage["loss"] = {**stage["loss"], "visual": 0.0}
+    content["stages"][0]["loss"] = {**ALL, "visual": 0.0}
     path = place / "relation.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -121,8 +115,7 @@ def test_a_teacher_elsewhere(recipe: Path, alone: list[dict[str, Any]], server: 
 
 def test_a_server_of_log_probabilities(recipe: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(recipe.read_text())
-    stage = content["stages"][1]
-    content["stages"] = [{**stage, "loss": {"text": 1.0, "response": 0.7}}]
+    content["stages"][0]["loss"] = {"text": 1.0, "response": 0.7}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     with serving(Completions(teaching_model(recipe))) as server:

@@ -203,3 +203,16 @@ def test_a_teacher_of_few_bits_teaches_packed_lines(path: Path, tmp_path: Path) 
     distilvlm.run(recipe, changes | short, tmp_path / "packed")
     distilvlm.run(recipe, {**changes, **short, "machine.packing": False, "machine.tokens": None}, tmp_path / "padded")
     assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "padded"), rel=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("bits", BITS)
+def test_on_a_gpu_it_is_as_near_to_bf16_as_on_a_cpu(path: Path, student: VLM, bits: str) -> None:
+    recipe = recipe_of(path, bits)
+    data = data_of(recipe, student)
+    found = {
+        device: measure(recipe, local_teacher(recipe, build(recipe.student, recipe.seed), torch.device(device)), data)
+        for device in ("cpu", "cuda")
+    }
+    assert 0 < found["cuda"].distance < 1.5 * found["cpu"].distance + 0.01
