@@ -93,7 +93,11 @@ def shell(line: str) -> Iterator[tuple[str, ...]]:
             words.append(word)
 
 
-def mentioned(page: Path) -> Iterator[str]:
+def mentioned(page: Path) -> Iterator[Command]:
     """Commands in the running text: `distilvlm ...`, perhaps without all of its arguments."""
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
-    yield from (text for text in INLINE.findall(prose) if text.split()[0] == "distilvlm")
+    for text in INLINE.findall(prose):
+        if "distilvlm" in text.split():
+            for words in shell(text):
+                if (command := Command(page.name, 0, words)).arguments is not None:
+                    yield command

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -85,16 +84,13 @@ def test_a_wrong_option_command_or_choice_is_found(group: Any) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_in_the_text_exist(group: Any, page: Path) -> None:
-    for text in mentioned(page):
-        words = tuple(shlex.split(text))[1:]
-        found = reached(group, words)
-        assert found is not None, f"{page.name}: `{text}`: no such command"
+    for mention in mentioned(page):
+        found = reached(group, mention.arguments or ())
+        assert found is not None, f"{mention}: no such command"
         command, rest = found
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for word in rest:
-            assert not word.startswith("--") or word.split("=")[0] in {*known, "--help"}, (
-                f"{page.name}: `{text}`: {word}"
-            )
+            assert not word.startswith("--") or word.split("=")[0] in {*known, "--help"}, f"{mention}: no {word}"
 
 
 def test_recipes_that_commands_name_are_there_and_take_their_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from distilvlm.compare import load_comparison
+from distilvlm.evaluate.suites.own import SuiteFile
 from distilvlm.recipe import Recipe, Section, StageSpec, load_recipe
 
 from .pages import PAGES, ROOT, Block, blocks
@@ -68,10 +69,12 @@ def test_presets_of_the_explained_recipe_work(explained: dict[str, Recipe], tmp_
 
 
 def kind(block: Block) -> str:
-    """What a YAML block is: a recipe, a comparison, or some sections of one."""
+    """What a YAML block is: a recipe, a comparison, a test set, or some sections of one of the first two."""
     keys = (yaml.safe_load(block.text) or {}).keys()
     if "stages" in keys and "student" in keys:
         return "recipe" if {"name", "data"} <= keys else "sections"
+    if "reader" in keys:
+        return "suite"
     return "comparison" if {"runs", "questions"} <= keys else "sections"
 
 
@@ -87,6 +90,8 @@ def test_yaml_of_pages_is_taken(block: Block, tmp_path: Path, monkeypatch: pytes
     match kind(block):
         case "recipe":
             load_recipe(file)
+        case "suite":
+            SuiteFile.model_validate(tree)
         case "comparison":
             load_comparison(file, tmp_path)
         case _ if {"questions", "differences", "prepare"} & tree.keys():
