@@ -224,12 +224,13 @@ def export_chat_template(kind: Kind, tokenizer: Any) -> str:
     return parts + source
 
 
-def bare_template(exported: str) -> str:
-    """What `export_chat_template` wrapped: the same text for content that is text already. Others stay as they are."""
+def llama_cpp_template(exported: str) -> str:
+    """The Jinja for llama.cpp of a template that `export_chat_template` wrapped, or of any other: pictures are markers
+    of llama.cpp's, and behind each stands the newline that LLaVA has there."""
     parts = _file("parts")
     for begin in (parts, parts.replace("as_parts = false", "as_parts = true")):
         exported = exported.removeprefix(begin)
-    return exported
+    return _file("llama_cpp") + exported
 
 
 def explain(encoded: Encoded, tokenizer: Any) -> str:

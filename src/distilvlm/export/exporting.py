@@ -23,7 +23,7 @@ from .gguf.speaker import LlamaCpp
 from .gguf.tower import CLASS_TOKEN, write_tower
 from .gguf.vocabulary import vocabulary
 from .gguf.writing import Type
-from .hugging_face import Stock, write_stock
+from .hugging_face import Stock, edit, write_stock
 from .onnx.graphs import write_graphs
 from .onnx.runtime import Graphs
 from .ours import PROMPT, Ours, comparable, ends_of, kind_of, questions
@@ -148,7 +148,7 @@ def _gguf(ask: _Questions, partial: Path, source: str, geometry: Geometry, types
     checks: list[Parity] = []
     for wanted in dict.fromkeys(types):
         what = f"gguf {wanted}"
-        if importlib.util.find_spec("llama_cpp") is None:
+        if not _has_llama_cpp():
             checks.append(Parity(what, False, reason=_NO_LLAMA))
             continue
         theirs = LlamaCpp(partial / f"model-{wanted}.gguf", eyes, ask.ours)
@@ -164,6 +164,10 @@ def _gguf(ask: _Questions, partial: Path, source: str, geometry: Geometry, types
     return checks, notes
 
 
+def _has_llama_cpp() -> bool:
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
 def _price(wanted: str, student: Sequence[Tensor], rounded: Sequence[Tensor]) -> str:
     moved = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(student, rounded, strict=True))
     return f"{wanted}: rounded weights move the logits of an answer's first token by up to {moved:.1%} of the largest"
@@ -174,9 +178,14 @@ def _onnx(ask: _Questions, partial: Path, source: str, geometry: Geometry, _: Se
     write_stock(vlm, partial, geometry, processor_template(source))
     for file in (*partial.glob("*.safetensors*"), partial / OURS):
         file.unlink()
+    edit(partial / "config.json", _for_transformers_js)
     vlm.model.float()
     write_graphs(vlm, partial / "onnx")
     return [ask.parity("onnx", Graphs(partial, ask.ours), BOUNDS["onnx"])], []
+
+
+def _for_transformers_js(config: dict[str, Any]) -> None:
+    config["transformers.js_config"] = {"dtype": "fp32", "use_external_data_format": True}
 
 
 _TO: dict[str, Callable[..., Written]] = {"hf": _hf, "gguf": _gguf, "onnx": _onnx}

@@ -13,7 +13,7 @@ A finished student is a stock checkpoint already. What is changed is what reader
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def write_stock(vlm: VLM, directory: Path, geometry: Geometry, chat_template: st
     config: Any = vlm.model.config
     if config.vision_config.model_type in SERVED_TOWERS:
         _rename(directory)
-    _edit(directory / "config.json", lambda config: _complete(config, vlm))
-    _edit(directory / "tokenizer_config.json", _known_class)
+    edit(directory / "config.json", lambda config: _complete(config, vlm))
+    edit(directory / "tokenizer_config.json", _known_class)
 
 
 class Stock:
@@ -95,7 +95,7 @@ def _rename(directory: Path) -> None:
         save_file(tensors, file, metadata={"format": "pt"})
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        _edit(index, lambda held: held["weight_map"].update(_renamed(held["weight_map"])))
+        edit(index, lambda held: held["weight_map"].update(_renamed(held["weight_map"])))
 
 
 def _renamed(places: dict[str, str]) -> dict[str, str]:
@@ -126,7 +126,8 @@ def _known_class(config: dict[str, Any]) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
 
 
-def _edit(file: Path, change: Any) -> None:
+def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file in place."""
     content = json.loads(file.read_text(encoding="utf-8"))
     change(content)
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -53,6 +53,8 @@ def require_possible(source: str, to: Format) -> None:
             raise ValueError("its language model has experts, and only dense ones are written")
         if to == "gguf":
             _require_gguf(source, vlm)
+        elif "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+            raise ValueError("its attention slides in some layers, and the graph's mask is one for all")
     except ValueError as reason:
         raise ValueError(f"{source} can't go to {to}: {reason}. Possible: --to {_nearest(to, text)}") from None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from distilvlm.data.template import bare_template
+from distilvlm.data.template import llama_cpp_template
 from distilvlm.models.vlm import VLM
 
 from ..ours import ends_of
@@ -162,6 +162,4 @@ def _words(writer: Writer, vlm: VLM, vocabulary: Vocabulary) -> None:
             getattr(facts, f"add_{kind}_token_id")(number)
     facts.add_add_bos_token(vocabulary.begins)
     if isinstance(tokenizer.chat_template, str):
-        # The template without what makes text of content in parts: llama.cpp does that itself, and puts a newline
-        # between a picture and the text behind it, as LLaVA has it.
-        facts.add_chat_template(bare_template(tokenizer.chat_template))
+        facts.add_chat_template(llama_cpp_template(tokenizer.chat_template))

@@ -52,7 +52,8 @@ class Writer:
         kind = kind or type_of(weight, self.wanted, vocabulary)
         values = weight.detach().float().contiguous().numpy()
         if kind in ("f32", "f16"):
-            stored = values.astype(np.float32 if kind == "f32" else np.float16)
+            with np.errstate(over="ignore"):  # refused below, by name
+                stored = values.astype(np.float32 if kind == "f32" else np.float16)
             if not np.isfinite(stored).all():
                 raise ValueError(f"{name} holds a value that is not finite in {kind}: it can't be written")
             self._writer.add_tensor(name, stored)

@@ -62,47 +62,46 @@ class _Speaks(nn.Module):
         return self.head(output.last_hidden_state), kept
 
 
+_ANY: Any = Dim.DYNAMIC  # torch finds out by itself which sizes are sums of others
+
+
 def write_graphs(vlm: VLM, directory: Path) -> None:
-    """The files, for a model in fp32, which keeps its weights and its attention."""
+    """The files, for a model in fp32."""
     directory.mkdir()
+    write_vision(vlm, directory / VISION)
+    embedding: Any = vlm.model.get_input_embeddings()
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    _export(embedding, (ids,), directory / EMBEDDING, ["input_ids"], ["inputs_embeds"], ({0: _ANY, 1: _ANY},))
+    write_decoder(vlm, directory / DECODER)
+
+
+def write_vision(vlm: VLM, path: Path) -> None:
+    """Tower and projector."""
+    pixels = torch.zeros(2, 3, vlm.layout.size, vlm.layout.size)
+    _export(_Sees(vlm), (pixels,), path, ["pixel_values"], ["image_features"], ({0: _ANY},))
+
+
+def write_decoder(vlm: VLM, path: Path) -> None:
+    """The language model with its cache."""
     config: Any = vlm.model.config.get_text_config()
-    size, width, heads = vlm.layout.size, config.hidden_size, config.num_key_value_heads
+    width, heads = config.hidden_size, config.num_key_value_heads
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    any_size: Any = Dim.DYNAMIC  # torch finds out by itself which of them are sums of others
     # Sizes that are unlike each other and no 0 or 1, so that nothing is taken for a constant.
-    layers = [[torch.zeros(2, heads, 5, head) for _ in range(2)] for _ in range(config.num_hidden_layers)]
+    batch, length, past = 2, 3, 5
+    layers = [[torch.zeros(batch, heads, past, head) for _ in range(2)] for _ in range(config.num_hidden_layers)]
     kept = [f"{{}}.{number}.{kind}" for number in range(len(layers)) for kind in ("key", "value")]
-    _export(
-        _Sees(vlm),
-        (torch.zeros(2, 3, size, size),),
-        directory / VISION,
-        ["pixel_values"],
-        ["image_features"],
-        ({0: any_size},),
-    )
-    _export(
-        vlm.model.get_input_embeddings(),
-        (torch.zeros(2, 3, dtype=torch.int64),),
-        directory / EMBEDDING,
-        ["input_ids"],
-        ["inputs_embeds"],
-        ({0: any_size, 1: any_size},),
-    )
     _export(
         _Speaks(vlm),
         (
-            torch.zeros(2, 3, width),
-            torch.ones(2, 8, dtype=torch.int64),
-            torch.arange(5, 8).repeat(2, 1),
+            torch.zeros(batch, length, width),
+            torch.ones(batch, past + length, dtype=torch.int64),
+            torch.arange(past, past + length).repeat(batch, 1),
             layers,
         ),
-        directory / DECODER,
+        path,
         ["inputs_embeds", "attention_mask", "position_ids", *(name.format("past_key_values") for name in kept)],
         ["logits", *(name.format("present") for name in kept)],
-        (
-            *[{0: any_size, 1: any_size} for _ in range(3)],
-            [[{0: any_size, 2: any_size} for _ in layer] for layer in layers],
-        ),
+        (*[{0: _ANY, 1: _ANY} for _ in range(3)], [[{0: _ANY, 2: _ANY} for _ in layer] for layer in layers]),
     )
 
 
