@@ -105,6 +105,8 @@ def test_a_file_of_somebody_else_is_not_overwritten(vlm: VLM, opened: Opened, tm
     with pytest.raises(DataError, match="choose another --out"):
         ask_suite(vlm, opened, "square", Asking(out=out))
     assert out.read_text() == "precious\n"
+    with pytest.raises(DataError, match=r"name it \.jsonl"):
+        ask_suite(vlm, opened, "square", Asking(out=tmp_path / "answers.json"))
 
 
 def test_questions_that_cannot_be_asked_are_counted_or_stop(vlm: VLM, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_text_suites_are_resumed_too(vlm: VLM, tmp_path: Path, monkeypatch: pyte
     )
     assert seen == [2] and done is not None and done.samples == whole.samples
     again = weigh_suite(vlm, suite, choices, Asking(out=out))
-    assert again is not None and again.figures == whole.figures
+    assert again is not None and again.figures == whole.figures and again.summary() == whole.summary()
 
 
 def test_two_models_are_compared_on_the_questions_they_share(

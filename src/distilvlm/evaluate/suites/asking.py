@@ -53,7 +53,10 @@ class Asking:
     progress: Progress | None = None
 
 
-def ask_suite(vlm: VLM, opened: Opened, geometry: Geometry, asking: Asking = Asking()) -> Evaluation | None:
+_USUAL = Asking()
+
+
+def ask_suite(vlm: VLM, opened: Opened, geometry: Geometry, asking: Asking = _USUAL) -> Evaluation | None:
     """Ask a suite's questions of the model's active workflow and score the answers, over pictures.
 
     Of several processes each asks its share; the first one alone writes, and returns the evaluation (others None).
@@ -104,10 +107,10 @@ def ask_suite(vlm: VLM, opened: Opened, geometry: Geometry, asking: Asking = Ask
         return score(questions, predictions, measure=opened.measure, by_picture=True, bad=list(dict.fromkeys(bad)))
 
     identity = {**opened.identity, "template": asking.template}
-    return _asked(vlm, identity, len(asked.questions), asking, opened.measure, answers, scored)
+    return _asked(vlm, identity, len(asked.questions), asking, (opened.measure, True), answers, scored)
 
 
-def weigh_suite(vlm: VLM, suite: TextSuite, choices: Sequence[Choice], asking: Asking = Asking()) -> Evaluation | None:
+def weigh_suite(vlm: VLM, suite: TextSuite, choices: Sequence[Choice], asking: Asking = _USUAL) -> Evaluation | None:
     """The same of a suite of text alone: the likelihood of its options.
 
     Raises:
@@ -139,7 +142,7 @@ def weigh_suite(vlm: VLM, suite: TextSuite, choices: Sequence[Choice], asking: A
     asked = Asked(suite.name, tuple(one.question for one in choices))
     opened = Opened(suite.name, asked, measure({}, choices), "", suite.split, 0)
     identity = {**opened.identity, "shots": max((len(one.shots) for one in choices), default=0)}
-    return _asked(vlm, identity, len(choices), asking, opened.measure, answers, scored)
+    return _asked(vlm, identity, len(choices), asking, (opened.measure, False), answers, scored)
 
 
 def _asked(
@@ -147,11 +150,15 @@ def _asked(
     identity: Mapping[str, Any],
     total: int,
     asking: Asking,
-    measure: Measure,
+    judged: tuple[Measure, bool],
     answers: Callable[[Sequence[int], Callable[..., None]], None],
     scored: Callable[[Mapping[int, Entry]], Evaluation],
 ) -> Evaluation | None:
-    """Ask what is not known yet, every process its share, and score all."""
+    """Ask what is not known yet, every process its share, and score all.
+
+    Args:
+        judged: the measure of answers that are there already, and whether its intervals are over pictures.
+    """
     with launched() as processes:
         ledger = None if asking.out is None else Ledger(asking.out, {**identity, **_of_model(vlm)}, processes.rank)
         if ledger is not None and ledger.finished():
@@ -159,7 +166,8 @@ def _asked(
             processes.wait()
             if not processes.main:
                 return None
-            return rescored(ledger.out, measure=measure, by_picture=True, bad=ledger.left_out())
+            measure, by_picture = judged
+            return rescored(ledger.out, measure=measure, by_picture=by_picture, bad=ledger.left_out())
         known = {} if ledger is None else ledger.known()
         processes.wait()  # nobody writes before everybody has read: each would leave out other questions
         if known:

@@ -29,10 +29,13 @@ class Ledger:
         rank: of this process, which writes a part of its own.
 
     Raises:
-        DataError: there are answers of another model or to something else; names what differs.
+        DataError: a name that ends in .json. Reading raises it for answers of another model or to something else, and
+            names what differs.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any], rank: int = 0) -> None:
+        if out.suffix == ".json":
+            raise DataError(f"{out} must not end in .json, where what was asked is written: name it .jsonl")
         self.out = out
         self.identity = json.loads(json.dumps(identity))  # as it reads back
         self.part = out.with_name(f"{out.stem}.part-{rank}.jsonl")
@@ -66,9 +69,8 @@ class Ledger:
 
     def begin(self) -> None:
         """Make this process's part ready to grow: a line that a kill cut goes."""
-        self.part.parent.mkdir(parents=True, exist_ok=True)
         lines = _whole_lines(self.part) if self.part.is_file() else []
-        self.part.write_text("".join(map(_line, lines or [{"asked": self.identity}])), encoding="utf-8")
+        write_whole(self.part, "".join(map(_line, lines or [{"asked": self.identity}])).encode())
 
     def add(self, *entries: Entry) -> None:
         with self.part.open("a", encoding="utf-8") as stream:
