@@ -86,8 +86,6 @@ MEASURE = Measure(
         *(_score(task, (task,), "Accuracy and accuracy+, 200 at most.", False) for task in (*PERCEPTION, *COGNITION)),
     ),
     judge,
-    category="subtask",
-    categories=(*PERCEPTION, *COGNITION),
     settle=together,
 )
 
