@@ -10,7 +10,7 @@ from distilvlm.export.gguf.language import holding
 from distilvlm.export.gguf.writing import held
 from distilvlm.export.ours import Ours, questions
 from distilvlm.models.plain_vit import plain_vit
-from distilvlm.models.save import load
+from distilvlm.models.save import load, save
 
 gguf = pytest.importorskip("gguf", reason="the gguf package writes these files: pip install 'distilvlm[gguf]'")
 
@@ -181,9 +181,19 @@ def test_a_student_that_held_a_files_weights_is_itself_again(student, language):
         assert torch.equal(parameter, before[name]), name
 
 
-def test_values_that_f16_has_no_place_for_are_refused_by_name(student, tmp_path):
-    from distilvlm.models.save import save
+def test_a_bf16_student_becomes_the_same_files_as_its_fp32_twin(student, tmp_path, monkeypatch):
+    monkeypatch.setattr("distilvlm.export.exporting._has_llama_cpp", lambda: False)
+    vlm = load(student("dinov2"), torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        vlm.model.to(dtype)
+        save(vlm, tmp_path / "student", "pad", replace=True)
+        export(str(tmp_path / "student"), "gguf", tmp_path / str(dtype))
+    for name in ("mmproj-f16.gguf", "model-f16.gguf"):
+        one, other = ((tmp_path / str(dtype) / name).read_bytes() for dtype in (torch.bfloat16, torch.float32))
+        assert one == other, name
 
+
+def test_values_that_f16_has_no_place_for_are_refused_by_name(student, tmp_path):
     vlm = load(student("siglip"))
     vlm.model.get_decoder().layers[0].mlp.up_proj.weight.data[0, 0] = 1e6
     save(vlm, tmp_path / "student", "pad")

@@ -75,6 +75,15 @@ def test_weights_keep_their_dtype(student, tmp_path):
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
 
 
+def test_a_student_of_captions_is_shown_pictures_and_asked_nothing(student, tmp_path):
+    vlm = load(student("siglip"))
+    vlm.tokenizer.chat_template = None
+    save(vlm, tmp_path / "captions", "crop")
+    done = export(str(tmp_path / "captions"), "hf", tmp_path / "out")
+    assert done.passed and [(case.name, case.prompt) for case in done.checks[0].cases] == [("a drawing", "")]
+    assert 'processor(text="<image>"' in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_card_has_metadata_that_hubs_read(student, tmp_path):
     export(str(student("dinov2")), "hf", tmp_path / "out")
     _, head, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)

@@ -24,7 +24,7 @@ def card(vlm: VLM, source: str, geometry: Geometry, check: Parity) -> str:
     """The card's text; what is not known of a model (licence, training data) is left for its author to say."""
     config: Any = vlm.model.config
     text, vision = config.get_text_config(), config.vision_config
-    name = Path(source).parent.name if Path(source).name == "model" else Path(source).name
+    name = name_of(source)
     total, active = sizes(vlm.model)
     bases = [base for part in (text, vision) if (base := _hub_id(part)) is not None]
     base = f"base_model: {json.dumps(bases)}\n" if bases else ""
@@ -66,6 +66,14 @@ Beside transformers: {served}
 
 Checked against the student as distilvlm runs it: {check.lines()[0].partition(": ")[2]}. `parity.json` has it all.
 """
+
+
+def name_of(source: str) -> str:
+    """What a student is called: its run, or the last part of its directory or hub id."""
+    path = Path(source).expanduser()
+    if path.exists():
+        path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _usage(vlm: VLM) -> str:

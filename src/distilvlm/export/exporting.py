@@ -17,7 +17,7 @@ from distilvlm.models.files import directory_whole, require_free
 from distilvlm.models.save import OURS, geometry_of, load, processor_template, stated_dtype
 from distilvlm.models.sources import config_of
 
-from .card import card
+from .card import card, name_of
 from .gguf.language import holding, write_language
 from .gguf.speaker import LlamaCpp
 from .gguf.tower import CLASS_TOKEN, write_tower
@@ -135,7 +135,8 @@ def _hf(ask: _Questions, partial: Path, source: str, geometry: Geometry, _: Sequ
 def _gguf(ask: _Questions, partial: Path, source: str, geometry: Geometry, types: Sequence[Type]) -> Written:
     vlm = ask.ours.vlm
     assert vlm.tokenizer is not None
-    name = Path(source).name
+    vlm.model.float()
+    name = name_of(source)
     words = vocabulary(vlm.tokenizer, vlm.embedding_rows)
     eyes = partial / "mmproj-f16.gguf"
     class_token = write_tower(vlm, eyes, name)
@@ -144,7 +145,6 @@ def _gguf(ask: _Questions, partial: Path, source: str, geometry: Geometry, types
     notes = [_PICTURES[geometry].format(size=vlm.layout.size)]
     if class_token:
         notes.append(f"the tower has a class token: {CLASS_TOKEN}")
-    vlm.model.float()
     checks: list[Parity] = []
     for wanted in dict.fromkeys(types):
         what = f"gguf {wanted}"
@@ -204,7 +204,7 @@ def _write_parity(directory: Path, source: str, to: str, checks: Sequence[Parity
     known = ("distilvlm", "torch", "transformers", "llama_cpp_python", "gguf", "onnxruntime", "onnx", "onnxscript")
     told = {
         "format": 1,
-        "model": Path(source).name,
+        "model": name_of(source),
         "to": to,
         "passed": all(check.passed for check in checks) if all(check.checked for check in checks) else None,
         "checks": [check.as_json() for check in checks],

@@ -27,9 +27,6 @@ def require_possible(source: str, to: Format) -> None:
     """Raises ValueError where the model can't go to the format, with the reason and the nearest export that it can."""
     if to not in FORMATS:
         raise ValueError(f"there is no format '{to}': there is {', '.join(FORMATS)}")
-    missing = [name for name in _PACKAGES[to] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install 'distilvlm[{to}]'")
     if is_local(source) and (facts := host_facts(source)) is not None:
         base = facts["student"].get("from") or facts["student"].get("language", {}).get("from")
         raise ValueError(
@@ -57,6 +54,9 @@ def require_possible(source: str, to: Format) -> None:
             raise ValueError("its attention slides in some layers, and the graph's mask is one for all")
     except ValueError as reason:
         raise ValueError(f"{source} can't go to {to}: {reason}. Possible: --to {_nearest(to, text)}") from None
+    missing = [name for name in _PACKAGES[to] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--to {to} needs {', '.join(missing)}: pip install 'distilvlm[{to}]'")
 
 
 def _require_gguf(source: str, vlm: VLM) -> None:
