@@ -123,6 +123,13 @@ def test_programs_are_known(group: Any) -> None:
         assert set(asked.split(",")) <= set(extras), asked
 
 
+def test_every_extra_is_told_of_once() -> None:
+    table = (ROOT / "docs/index.md").read_text().split("| extra | for |")[1].split("\n\n")[0]
+    told = [name for line in table.split("\n|")[2:] for name in re.findall(r"`(\w+)`", line.split("|")[0])]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(told) == sorted(set(extras) - {"dev"})
+
+
 def check_python(command: Command) -> None:
     if command.words[1] == "-m":
         return
