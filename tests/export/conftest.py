@@ -35,6 +35,8 @@ VISION = {
     "clip": {"config": {"model_type": "clip_vision_model", **VIT}},
     "clip-full": {"config": {"model_type": "clip_vision_model", **VIT}, "select": "full"},
     "siglip": {"config": {"model_type": "siglip_vision_model", **VIT}},
+    # As SigLIP's 384 pixels of patches of 14: a rest that no patch covers.
+    "siglip-rest": {"config": {"model_type": "siglip_vision_model", **VIT, "image_size": 18}},
     "dinov2": {"config": {"model_type": "dinov2", "layerscale_value": 0.5, **DINO}, "size": 16},
     "registers": {"config": {"model_type": "dinov2_with_registers", "num_register_tokens": 4, **DINO}},
 }

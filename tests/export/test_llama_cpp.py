@@ -23,6 +23,11 @@ def test_every_type_of_every_language_model_says_what_it_holds(student, tmp_path
     assert [note.split(":")[0] for note in done.notes if "rounded weights" in note] == ["q8_0", "q4_0"]
 
 
+def test_a_picture_need_not_be_a_whole_number_of_patches(student, tmp_path):
+    done = export(str(student("siglip-rest")), "gguf", tmp_path / "out", tokens=4)
+    assert done.passed and done.checks[0].cases[0].features < 0.01
+
+
 ODD = "It's 1234 DON'T  naïve\n\n 日本 x² `a`\tb\u00a0c <|end|> 3.14"
 
 
