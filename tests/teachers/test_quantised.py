@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import distilvlm
+from distilvlm.cost import estimate
 from distilvlm.data.batch import Batch
 from distilvlm.doctor import doctor
 from distilvlm.losses.divergences import forward_kl
@@ -28,6 +29,7 @@ from distilvlm.teachers.loading import local_teacher, weights_of
 from distilvlm.teachers.local import hidden_rows
 from distilvlm.teachers.quantised import Apart, apart, looked_at, measure, told
 from distilvlm.teachers.remote.description import Description
+from tests.runs.test_aligned_run import write as write_aligned
 
 from .cached_recipe import CPU, data_of, loaded, written
 
@@ -69,10 +71,10 @@ def test_divergences_change_by_no_more_than_is_told(path: Path, student: VLM, bi
     data = data_of(recipe, student)
     teacher = local_teacher(recipe, student, CPU)
     found = measure(recipe, teacher, data)
-    batch = looked_at(recipe, data)
     exact = weights_of(recipe)
     exact.model.model.vision_tower = teacher.vlm.model.model.vision_tower
-    ours, theirs = rows_of(teacher.vlm, batch), rows_of(exact, batch)
+    batches = looked_at(recipe, data)
+    ours, theirs = (torch.cat([rows_of(vlm, batch) for batch in batches]) for vlm in (teacher.vlm, exact))
     assert found.rows == len(ours) and 0 < found.distance < found.most_distance
     generator = torch.Generator().manual_seed(4)
     other = torch.log_softmax(torch.randn(ours.shape, generator=generator).double() * 3, -1)
@@ -172,6 +174,24 @@ def test_without_the_library_it_is_refused_before_anything_is_loaded(
         local_teacher(recipe, student, CPU)
     found = {one.check: one for one in doctor(path, {"teacher.kind": "local", "teacher.precision": "8bit"})}
     assert found["teacher.weights"].level == "error" and "needs bitsandbytes" in found["teacher.weights"].text
+
+
+def test_a_plan_counts_its_bytes(path: Path, student: VLM) -> None:
+    held = []
+    for bits in ("bf16", "4bit"):
+        recipe = recipe_of(path, bits)
+        assert recipe.teacher is not None
+        teacher = build(recipe.teacher, recipe.seed, meta=True)
+        (cost,) = estimate(recipe, student.without_weights(), teacher, device="cpu", measure=False, stages=["dft"])
+        held.append(cost.memory["teacher"])
+    assert held[0] - held[1] == saved_bytes(teacher, "4bit") > 0
+
+
+def test_one_of_another_tokenizer_is_measured_on_rows_of_its_own(tmp_path: Path) -> None:
+    recipe = write_aligned(tmp_path, tokens="aligned", visual="interpolate")
+    distilvlm.run(recipe, {"teacher.precision": "8bit"}, tmp_path / "run")
+    known = Apart(**json.loads((tmp_path / "run" / "quantised.json").read_text()))
+    assert known.rows > 0 and known.distance > 0
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -23,7 +23,6 @@ from distilvlm.data.collate import collate
 from distilvlm.models import forward
 from distilvlm.models.files import write_whole
 from distilvlm.models.shards import read_json
-from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 
 from .loading import weights_of
@@ -59,15 +58,15 @@ def apart(first: Tensor, second: Tensor) -> Apart:
     return Apart(len(p), *(float(value) for one in (distance, entropy) for value in (one.mean(), one.max())))
 
 
-def looked_at(recipe: Recipe, data: Mapping[str, StageData]) -> Batch:
+def looked_at(recipe: Recipe, data: Mapping[str, StageData]) -> list[Batch]:
     """A few records of each stage that needs the teacher, spread over its data."""
-    samples = []
+    found: list[Batch] = []
     for stage in recipe.stages:
         if stage.loss.needs_teacher and stage.name in data:
             rows = data[stage.name]
             count = min(LOOKED_AT, len(rows))
-            samples += [rows[0, place * len(rows) // count] for place in range(count)]
-    return collate(samples)
+            found.append(collate([rows[0, place * len(rows) // count] for place in range(count)]))
+    return found
 
 
 @torch.no_grad()
@@ -77,27 +76,20 @@ def measure(recipe: Recipe, teacher: LocalTeacher, data: Mapping[str, StageData]
     Args:
         data: stage -> what it trains on, with pictures.
     """
-    batch = looked_at(recipe, data)
-    read = (batch.teacher or batch).to(teacher.device)
-    rows = torch.unique(torch.cat([read.response_rows, read.visual_rows]))
-    features = None
-    if read.pictures is not None:  # of one tower for both: it is not quantised
-        features = forward.vision_features(teacher.vlm.model, teacher.vlm.layout, read.pictures)
-    ours = _thought(teacher.vlm, read, rows, features)
-    exact = weights_of(recipe)
-    theirs = _thought(exact, read.to(torch.device("cpu")), rows.cpu(), None if features is None else features.cpu())
-    head, weight = teacher.head, forward.head_weight(exact.model).to(teacher.device)
-    found = [
-        apart(p, q)
-        for p, q in zip(
-            log_probabilities(theirs.to(teacher.device), weight), log_probabilities(ours, head), strict=True
-        )
-    ]
+    exact, found = weights_of(recipe), list[Apart]()
+    head = forward.head_weight(exact.model).to(teacher.device)
+    for batch in looked_at(recipe, data):
+        read = (batch.teacher or batch).to(teacher.device)
+        rows = torch.unique(torch.cat([read.response_rows, read.visual_rows]))
+        features = None
+        if read.pictures is not None:  # of one tower for both: it is not quantised
+            features = forward.vision_features(teacher.vlm.model, teacher.vlm.layout, read.pictures)
+        ours = hidden_rows(teacher.vlm, read, None, rows, features)
+        given = None if features is None else features.cpu()
+        theirs = hidden_rows(exact, read.to("cpu"), None, rows.cpu(), given).to(teacher.device)
+        pairs = zip(log_probabilities(theirs, head), log_probabilities(ours, teacher.head), strict=True)
+        found += [apart(p, q) for p, q in pairs]
     return _joined(found)
-
-
-def _thought(vlm: VLM, batch: Batch, rows: Tensor, features: Tensor | None) -> Tensor:
-    return hidden_rows(vlm, batch, None, rows, features)
 
 
 def _joined(found: list[Apart]) -> Apart:
