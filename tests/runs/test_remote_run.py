@@ -31,9 +31,6 @@ from .conftest import weights
 from .tiny import write_recipe
 from .tiny_mod import write_mod_recipe
 
-HEADER = 500
-"""Bytes of a request that say what tensors follow: nothing beside pictures of a real size."""
-
 TERMS = {"text": 1.0, "response": 1.0, "visual": 1.0, "relation": 0.5}
 
 
@@ -116,11 +113,12 @@ def test_losses_weights_and_bytes_are_as_they_should_be(
     assert_same(tmp_path / "run", undisturbed)
     planned = plan(recipe, elsewhere("http://127.0.0.1:1")).stages[0].network
     assert planned is not None and planned.received is not None
-    sizes = sizes[-8:]  # of four updates of two micro-batches; before them, the doctor asked
+    sizes = sizes[
+        -7:
+    ]  # of four updates of two micro-batches, or of one at the end of the epoch; before, the doctor asked
     sent, received = (sum(size) / 4 for size in zip(*sizes, strict=True))
-    assert planned.sent == pytest.approx(sent - 2 * HEADER, rel=0.15)
-    assert planned.received == pytest.approx(received, rel=0.15)
-    assert planned.once == running.vlm.embedding_rows * 24 * 4
+    assert (planned.sent, planned.received) == (round(sent), round(received))
+    assert planned.once == len(running.server.head())
 
 
 def test_a_plan_needs_neither_server_nor_model(recipe: Path) -> None:
@@ -131,7 +129,7 @@ def test_a_plan_needs_neither_server_nor_model(recipe: Path) -> None:
     resolved = plan(recipe, elsewhere("http://127.0.0.1:1", protocol="openai", top_k=5) | prompted)
     few = resolved.stages[0].network
     many = plan(recipe, elsewhere("http://127.0.0.1:1", protocol="openai", top_k=11) | prompted).stages[0].network
-    assert few is not None and many is not None and many.received == 2 * (few.received or 0)
+    assert few is not None and many is not None and many.received == pytest.approx(2 * (few.received or 0), abs=1)
     console = Console(width=200, file=io.StringIO(), record=True)
     print_plan(resolved, console)
     assert "dft: over the network per update " in console.export_text()
