@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from distilvlm.cli import app
@@ -13,7 +14,7 @@ from distilvlm.models.adaptors import files
 from distilvlm.models.save import save
 from distilvlm.serve import loading
 from distilvlm.serve.chat import Talk
-from distilvlm.serve.interface import Message, Request
+from distilvlm.serve.interface import Message, Refused, Request
 from distilvlm.serve.local import LocalEngine
 
 from . import small_models as tiny
@@ -120,3 +121,18 @@ def test_a_model_alone_is_called_as_its_directory(tmp_path: Path) -> None:
     made.drain(0)
     (told,) = made.models
     assert (told.name, told.geometry, told.boxes) == ("student", "square", False)
+
+
+def test_a_language_model_alone_is_served_and_sees_nothing(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(tiny.vlm().model.config.text_config)
+    model.save_pretrained(tmp_path / "words")
+    tiny.tokenizer().save_pretrained(tmp_path / "words")
+    made = loading.engine(tmp_path / "words")
+    try:
+        assert [(one.name, one.sees) for one in made.models] == [("words", False)]
+        with pytest.raises(Refused, match="sees nothing") as refused:
+            made.submit(tiny.asked(1, "words"))
+        assert refused.value.field == "pictures"
+        assert len([id for piece in made.submit(tiny.asked(3, "words")) for id in piece.ids]) > 0
+    finally:
+        made.drain(0)

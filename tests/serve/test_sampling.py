@@ -25,14 +25,20 @@ def test_shares_are_the_softmax_at_the_temperature(temperature: float) -> None:
     assert shares(temperature, 1.0) == pytest.approx((LOGITS / temperature).softmax(0).tolist(), abs=0.03)
 
 
-@pytest.mark.parametrize("likeliest", [2, 512])
-def test_a_nucleus_is_the_smallest_set_that_has_its_share(monkeypatch: pytest.MonkeyPatch, likeliest: int) -> None:
-    monkeypatch.setattr(sampling, "LIKELIEST", likeliest)  # with 2 the whole vocabulary must be sorted
+def test_a_nucleus_is_the_smallest_set_that_has_its_share() -> None:
     full = LOGITS.softmax(0)  # 0.47, 0.28 (id 5), 0.17 (id 1), ...
     found = shares(1.0, 0.8)
     assert found[2] == found[3] == found[4] == 0
     kept = full[[0, 1, 5]] / full[[0, 1, 5]].sum()
     assert [found[0], found[1], found[5]] == pytest.approx(kept.tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.3, 0.9, 0.999999])
+def test_a_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(share: float) -> None:
+    probabilities = (3 * torch.randn(5000, generator=torch.Generator().manual_seed(1))).softmax(0)
+    values, ids = probabilities.sort(descending=True)
+    wanted = ids[: int((values.cumsum(0) - values < share).sum())]
+    assert sampling._nucleus(probabilities, share).nonzero().flatten().tolist() == sorted(wanted.tolist())
 
 
 def test_no_temperature_overflows_and_the_lowest_is_greedy() -> None:

@@ -11,8 +11,9 @@ import torch
 from distilvlm.data.geometry import Geometry
 from distilvlm.data.template import Kind, Template
 from distilvlm.evaluate.generate import ends_of, ends_of_text
+from distilvlm.models import text_only
 from distilvlm.models.adaptors import TEXT, Host, files
-from distilvlm.models.save import geometry_of, load
+from distilvlm.models.save import geometry_of
 from distilvlm.models.sources import host_facts, is_local
 from distilvlm.models.vlm import VLM
 
@@ -42,7 +43,7 @@ def engine(
     """Load a model and decode with it.
 
     Args:
-        model: a checkpoint or a directory of adaptors, as `models.load` takes it.
+        model: a checkpoint, a directory of adaptors, or a language model alone, which sees nothing.
         adaptors: workflow → directory of an adaptor, to be added to it.
         name: of a model without adaptors; default: the directory's, or of RUN/model the run's. The workflows of one
             with adaptors are called 'text' and as the adaptors.
@@ -55,11 +56,11 @@ def engine(
         queue: requests that wait, at most.
 
     Raises:
-        NotHere, ValueError: as `models.load`, and as `adaptors.files.load`.
+        NotHere, ValueError: as `text_only.load`, and as `adaptors.files.load`.
         DataError: the tokenizer has no chat template, or one that can't be used.
     """
-    vlm = load(model, dtype)
-    geometry = geometry_of(model)
+    vlm = text_only.load(model, dtype)
+    geometry = geometry_of(model) if vlm.layout.placeholders else "square"
     facts = (host_facts(model) if is_local(str(model)) else None) or {}
     kind: Kind = template or facts.get("template", "chat")
     told: dict[str, tuple[Geometry, Kind]] = {}
@@ -123,5 +124,5 @@ def _served(
     if vlm.host is not None and workflow != TEXT:
         parameters += sum(parameter.numel() for parameter in vlm.host[workflow].parameters())
     written = Template.of(kind, vlm.tokenizer)
-    about = ServedModel(name, True, boxes, context or own or 0, parameters, geometry)
+    about = ServedModel(name, vlm.layout.placeholders > 0, boxes, context or own or 0, parameters, geometry)
     return Served(about, workflow, written, geometry, vlm.layout, ends_of(written, vlm), ends_of_text(vlm))

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from .interface import TokenLogprob
 
-LIKELIEST = 512
-"""Tokens among which a nucleus is looked for before the whole vocabulary is sorted."""
-
 
 @dataclass(frozen=True)
 class Draw:
@@ -45,23 +42,22 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     temperatures = torch.tensor([draw.temperature for draw in draws], device=logits.device)[:, None]
     # The likeliest becomes 0 first, so that no temperature makes an infinite one.
     probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperatures).softmax(dim=-1)  # [rows, V]
-    shares = torch.tensor([draw.top_p for draw in draws], device=logits.device)[:, None]
-    if bool((shares < 1).any()):
-        probabilities = _nucleus(probabilities, shares)
+    for row, draw in enumerate(draws):
+        if draw.top_p < 1:
+            probabilities[row] = _nucleus(probabilities[row], draw.top_p)
     reach = probabilities.cumsum(dim=-1, dtype=torch.float64)
     numbers = torch.tensor([draw.numbers.random() for draw in draws], dtype=torch.float64, device=logits.device)
     return torch.searchsorted(reach, numbers[:, None] * reach[:, -1:], right=True)[:, 0]
 
 
-def _nucleus(probabilities: Tensor, shares: Tensor) -> Tensor:
-    """Zero outside of the smallest set of likeliest tokens that have the share, [rows, 1], together. Tokens that are as
-    likely as its last are in it, too: which of them come first, nothing says."""
-    values = probabilities.topk(min(LIKELIEST, probabilities.shape[-1])).values
-    if bool((values.sum(dim=-1, keepdim=True) < shares).any()):
-        values = probabilities.sort(dim=-1, descending=True).values
-    likelier = values.cumsum(dim=-1) - values
-    last = ((likelier < shares).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    return probabilities.where((probabilities >= values.gather(-1, last)) | (shares >= 1), 0.0)
+def _nucleus(probabilities: Tensor, share: float) -> Tensor:
+    """[V]: zero outside of the smallest set of likeliest tokens that have the share together. Tokens that are as likely
+    as its last are in it, too: which of them come first, nothing says."""
+    # All that are less likely than this have less than 1 - share together: they need not be sorted.
+    candidates = probabilities[probabilities > (1 - share) / len(probabilities)]
+    values = candidates.sort(descending=True).values
+    likelier = values.cumsum(dim=0) - values
+    return probabilities.where(probabilities >= values[likelier < share][-1], 0.0)
 
 
 def logprob(logits: Tensor, token: int, likeliest: int, text: Callable[[int], str]) -> TokenLogprob:

@@ -64,6 +64,8 @@ class Served:
             Refused: it can't be answered.
         """
         _check(request)
+        if request.pictures and not self.about.sees:
+            raise Refused("pictures", f"'{self.about.name}' is a language model: it sees nothing")
         with self._tokenizing:
             try:
                 encoded = self._encoded(request)
