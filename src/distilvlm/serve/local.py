@@ -21,6 +21,7 @@ from distilvlm.models.vlm import VLM
 
 from .batch import Batch
 from .interface import Busy, Draining, Piece, Refused, Request, ServedModel
+from .kernels import faster_linear
 from .sampling import choose, logprob
 from .served import Prompt, Served
 from .ticket import Answer
@@ -76,7 +77,7 @@ class LocalEngine:
         self._seconds = 1.0  # that a request is in the batch, lately
         self._draining = self._stopped = False
         self._changed = Condition()
-        self._thread = Thread(target=self._decode, name="decoding", daemon=True)
+        self._thread = Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
     @property
@@ -147,6 +148,10 @@ class LocalEngine:
     # What follows runs in the decoding thread.
 
     @torch.inference_mode()
+    def _run(self) -> None:
+        with faster_linear(self._vlm):
+            self._decode()
+
     def _decode(self) -> None:
         while True:
             with self._changed:
