@@ -163,6 +163,34 @@ def test_a_conversation_survives_a_reload(chat: Chat, fake: Fake, scene: Path) -
     assert base64.b64decode(url.partition(",")[2]) == scene.read_bytes()
 
 
+def test_a_picture_that_the_browser_threw_away_is_told(chat: Chat, scene: Path) -> None:
+    chat.attach(scene)
+    chat.ask("what is this")
+    chat("""new Promise((resolve) => {
+        indexedDB.open("distilvlm").onsuccess = ({ target }) => {
+            target.result.transaction("pictures", "readwrite").objectStore("pictures").clear().onsuccess = resolve;
+        };
+    })""")
+    chat.open()
+    assert chat.answers() == ["teacher: what is this"]
+    assert (
+        chat("document.querySelector('#notice').innerText")
+        == "The browser no longer has a picture of this conversation."
+    )
+
+
+def test_a_browser_that_keeps_nothing_still_talks(chat: Chat, scene: Path) -> None:
+    chat("localStorage.setItem('distilvlm.conversation', '[]')")
+    broken = "IDBFactory.prototype.open = () => { throw new Error('not here'); }"
+    added = chat.browser.call("Page.addScriptToEvaluateOnNewDocument", source=broken)["identifier"]
+    chat.open()
+    chat.browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+    chat.attach(scene)
+    chat.ask("what is this")
+    assert chat.answers() == ["teacher: what is this"]
+    assert chat("document.querySelector('#notice').innerText").endswith("over a reload: not here")
+
+
 def test_a_new_conversation_begins_and_the_last_one_can_be_had_back(chat: Chat, fake: Fake, scene: Path) -> None:
     chat.attach(scene)
     chat.ask("first")

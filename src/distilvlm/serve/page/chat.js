@@ -1,58 +1,33 @@
-// The page as a whole: who answers, and asking.
+// The page as a whole: asking, and what is on the page.
 
-import { answer as answerOf, models as servedModels, Problem } from "./api.js";
-import { answering, readyComposer, suit } from "./composer.js";
+import { answer as answerOf } from "./api.js";
+import { answering, readyComposer } from "./composer.js";
 import { boxesIn } from "./boxes.js";
 import { Conversation } from "./conversation.js";
 import { button, byId, element, say } from "./elements.js";
 import { openSettings, readySettings, settings } from "./settings.js";
 import { AnswerView, turnElement } from "./view.js";
 import { welcome } from "./welcome.js";
+import { chosen, inLane, listModels, models, readyChoice } from "./who.js";
 
-const CHOSEN = "distilvlm.models";
-const [left, right, pair] = ["left", "right", "pair"].map(byId);
-let served = [];
 let conversation = new Conversation();
 let last = null; // the last turn's `{turn, views}`: only it can be asked again
 const running = new Set(); // of AbortControllers
 let leaving = false; // the browser then ends requests: that is no failure to be kept
 
-const paired = () => pair.getAttribute("aria-pressed") === "true";
-const chosen = () => (paired() ? [left.value, right.value] : [left.value]);
-const modelNamed = (name) => served.find(({ id }) => id === name);
-
-// Who answers
-
-async function listModels() {
+/** Ask the server who can answer, and say so. */
+async function meet() {
   byId("notice").replaceChildren();
   try {
-    served = await servedModels();
-    if (!served.length) throw new Problem("This server has no models.");
+    await listModels();
   } catch (problem) {
-    trouble(problem, listModels);
-    return;
+    trouble(problem, meet);
   }
-  const before = JSON.parse(localStorage.getItem(CHOSEN) ?? "{}");
-  for (const select of [left, right]) select.replaceChildren(...served.map(({ id }) => new Option(id)));
-  pair.hidden = served.length < 2;
-  left.value = modelNamed(before.left) ? before.left : served[0].id;
-  right.value = modelNamed(before.right) ? before.right : (served[1] ?? served[0]).id;
-  choose(Boolean(before.paired) && served.length > 1);
-}
-
-function choose(both) {
-  pair.setAttribute("aria-pressed", String(both));
-  document.body.classList.toggle("paired", both);
-  byId("right-label").hidden = !both;
-  byId("left-name").textContent = both ? "Left" : "Model";
-  localStorage.setItem(CHOSEN, JSON.stringify({ left: left.value, right: right.value, paired: both }));
-  suit(chosen().map(modelNamed));
-  showWelcome();
 }
 
 function showWelcome() {
-  byId("welcome").hidden = conversation.turns.length > 0 || !served.length;
-  byId("welcome").replaceChildren(...welcome(served, new Set(chosen())));
+  byId("welcome").hidden = conversation.turns.length > 0 || !models().length;
+  byId("welcome").replaceChildren(...welcome(models(), new Set(chosen().map(({ id }) => id))));
 }
 
 // Asking
@@ -63,8 +38,8 @@ function send(text, pictures) {
     say("An answer is still coming: wait for it, or stop it.");
     return false;
   }
-  if (!served.length) {
-    listModels();
+  if (!models().length) {
+    meet();
     return false;
   }
   byId("notice").replaceChildren();
@@ -81,8 +56,8 @@ function send(text, pictures) {
 /** Ask the last question of the model that is chosen for a lane, anew. */
 async function ask(lane) {
   const { turn, views } = last;
-  const name = [left, right][lane].value; // the right one is hidden where one model answers, but there
-  const model = modelNamed(name);
+  const model = inLane(lane);
+  const name = model.id;
   const blind = !model.sees && conversation.turns.some(({ pictures }) => pictures.length);
   const answer = { model: name, text: "", state: "coming", blind };
   turn.answers[lane] = answer;
@@ -174,8 +149,8 @@ function place(turn, lane) {
     again: (number) => {
       if (running.size) return;
       byId("question").focus();
-      if (served.length) ask(number);
-      else listModels();
+      if (models().length) ask(number);
+      else meet();
     },
     settings: () => openSettings("key"),
     picture: () => conversation.pictureOf(turn),
@@ -229,7 +204,8 @@ function begin() {
     showAll();
     byId("question").focus();
   };
-  byId("notice").append(element("div", { class: "note" }, element("p", {}, "A new conversation."), button("Bring the last one back", back)));
+  const about = element("p", {}, "A new conversation.");
+  byId("notice").append(element("div", { class: "note" }, about, button("Bring the last one back", back)));
 }
 
 /** Show what went wrong beside no answer; `retry` is offered where it may help. */
@@ -241,9 +217,6 @@ function trouble(problem, retry) {
   say(problem.message);
 }
 
-left.addEventListener("change", () => choose(paired()));
-right.addEventListener("change", () => choose(paired()));
-pair.addEventListener("click", () => choose(!paired()));
 byId("new").addEventListener("click", begin);
 addEventListener("pagehide", () => {
   if (running.size) save();
@@ -251,11 +224,17 @@ addEventListener("pagehide", () => {
 });
 addEventListener("pageshow", () => (leaving = false));
 readyComposer({ send, stop, trouble });
-readySettings(listModels);
-await listModels();
-const [restored, missing] = await Conversation.restored();
-conversation = restored;
+readySettings(meet);
+readyChoice(showWelcome);
+await meet();
+try {
+  const [restored, missing] = await Conversation.restored();
+  conversation = restored;
+  const lost = missing === 1 ? "a picture" : `${missing} pictures`;
+  if (missing) trouble(new Error(`The browser no longer has ${lost} of this conversation.`));
+} catch (error) {
+  unkept(error); // it lets pages keep nothing
+}
 showAll();
-if (missing) trouble(new Error(`The browser no longer has ${missing === 1 ? "a picture" : `${missing} pictures`} of this conversation.`));
 if (conversation.turns.length) scrollTo({ top: document.body.scrollHeight });
 document.body.dataset.ready = "";
