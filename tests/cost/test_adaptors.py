@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from distilvlm.cost import estimate
 from distilvlm.cost.memory import Situation, _watch, phases
 from distilvlm.cost.scale import filled, inserted, lines, scale_model
 from distilvlm.models import build
+from distilvlm.models.adaptors import Host
 from distilvlm.models.parts import sizes
 from distilvlm.models.stages import students, with_adaptor
 from distilvlm.models.vlm import VLM
@@ -81,3 +83,21 @@ def test_backward_passes_go_through_the_frozen_layers(recipe: Recipe) -> None:
 def test_an_update_takes_time_for_inserted_layers(recipe: Recipe) -> None:
     (cost,) = estimate(recipe, build(recipe.student, 0, meta=True), None, stages=["multimodal"], budget=0.5)
     assert cost.seconds_per_update is not None and cost.time["student"] > 0 and cost.time["optimiser"] > 0
+
+
+def test_no_model_that_was_timed_stays_in_memory(recipe: Recipe) -> None:
+    """A model with adaptors refers to itself, so that it would stay until Python looks for such cycles: beside the run
+    whose memory was estimated."""
+
+    def hosts() -> int:
+        found = (thing for thing in gc.get_objects() if type(thing) is Host)
+        return sum(host.model.device.type != "meta" for host in found)
+
+    gc.collect()
+    before = hosts()
+    gc.disable()
+    try:
+        estimate(recipe, build(recipe.student, 0, meta=True), None, stages=["multimodal"], budget=0.5)
+        assert hosts() <= before
+    finally:
+        gc.enable()

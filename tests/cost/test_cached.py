@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from distilvlm.cost import StageCost, estimate
 from distilvlm.models.compose import build
+from distilvlm.teachers.keeping import PLACED
 from tests.teachers.cached_recipe import filled, loaded, written
 
 
@@ -43,10 +45,24 @@ def test_the_teacher_is_in_no_step_but_looks_before_them(path: Path, cached: dic
 
 
 def test_bytes_of_the_cache_are_those_that_it_takes(path: Path, cached: dict[str, StageCost]) -> None:
+    """Every record's tensors to the byte; of what is written about them, about."""
     planned = sum(cost.look.disk_bytes or 0 for cost in cached.values() if cost.look is not None)
-    made = filled(loaded(path))
-    written = sum(file.stat().st_size for file in (made.cache.directory / "shards").iterdir())
-    assert planned == pytest.approx(written, rel=0.3)  # headers of a file of so few records are a part of it
+    made = filled(loaded(path)).cache
+    shards = [load_file(file) for file in (made.directory / "shards").iterdir()]
+    tensors = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    keys = sum(len(keys) for keys in made.store.shards())
+    twice = PLACED + 2 * 24 * 4  # the rows without a picture are one record, which a plan does not look for
+    assert planned == tensors + keys * PLACED + load_file(made.head_file)["head"].nbytes + twice
+    files = [*(made.directory / "shards").iterdir(), made.head_file, made.directory / "index.json"]
+    assert planned == pytest.approx(sum(file.stat().st_size for file in files), rel=0.1)
+
+
+def test_what_was_read_of_the_cache_stays_mapped(path: Path, cached: dict[str, StageCost]) -> None:
+    local = costs(path, **{"teacher.kind": "local"})
+    kept = cached["dpt"].look
+    assert kept is not None and kept.disk_bytes is not None
+    head = cached["dpt"].memory["teacher"]
+    assert cached["dpt"].memory["data"] - local["dpt"].memory["data"] == kept.disk_bytes - head
 
 
 @pytest.mark.parametrize("responses", ["top_k", "sampled"])

@@ -71,7 +71,7 @@ def test_missing_data_is_assumed_and_said_so(recipe: Recipe, models: tuple[VLM, 
 def test_a_machine_that_is_too_small_is_named(
     recipe: Recipe, models: tuple[VLM, VLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distilvlm.cost.stages.machine_bytes", lambda _: 10_000_000)
+    monkeypatch.setattr("distilvlm.cost.language.machine_bytes", lambda _: 10_000_000)
     (cost,) = estimate(recipe, *models, stages=["dpt"], measure=False)
     assert not cost.fits
     assert any("this machine has 10 MB" in note for note in cost.notes)

@@ -31,10 +31,10 @@ def test_the_same_rows_in_fewer_positions(recipe: Recipe, models: tuple[VLM, VLM
         for machine in ({"micro_batch": 4}, {"tokens": TOKENS}, {"tokens": TOKENS, "packing": True})
     )
     for found in (by_length, packed):
-        assert all(positions <= TOKENS for update in found.updates for positions, _ in update)
-        assert found.largest.input_ids.numel() == max(positions for update in found.updates for positions, _ in update)
+        assert all(size.positions <= TOKENS for update in found.updates for size in update)
+        assert found.largest.input_ids.numel() == max(size.positions for update in found.updates for size in update)
     (positions, rows), *others = (
-        [sum(size[column] for update in one.updates for size in update) for column in (0, 1)]
+        [sum(getattr(size, column) for update in one.updates for size in update) for column in ("positions", "rows")]
         for one in (padded, by_length, packed)
     )
     assert all(other[0] < positions and other[1] == rows for other in others)

@@ -19,7 +19,7 @@ from distilvlm.models import build
 from distilvlm.models.save import save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 from distilvlm.teachers import LocalTeacher, loading
 from tests.runs.tiny import VISION, language, write_recipe
 

@@ -15,7 +15,7 @@ from distilvlm.models.save import save
 from distilvlm.models.stages import with_adaptor
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import load_recipe
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 from tests.runs.tiny_iaa import GROUNDING, MULTIMODAL, STUDENT, write_iaa_recipe
 
 from .conftest import Examine, material, only, said, write_model, write_tower

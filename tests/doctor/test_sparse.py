@@ -23,7 +23,7 @@ from distilvlm.models.stages import students
 from distilvlm.models.upcycling import upcycle
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import load_recipe
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 from distilvlm.teachers import LocalTeacher, Targets
 from tests.runs.tiny_mod import SPARSE, STUDENT, write_mod_recipe
 

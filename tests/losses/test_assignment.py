@@ -41,6 +41,13 @@ def test_cost_is_the_manhattan_distance_of_logits(monkeypatch):
     assert assigned(student, head, teacher, their_head, 20).tolist() == cheapest(cost.double().numpy()).tolist()
 
 
+def test_distances_are_those_of_cdist():
+    draw = torch.Generator().manual_seed(2)
+    first, second = torch.randn(5, 300, generator=draw).double(), torch.randn(9, 300, generator=draw).double()
+    torch.testing.assert_close(assignment.distances(first, second), torch.cdist(first, second, p=1))
+    assert assignment.distances(first[:0], second).shape == (0, 9)
+
+
 def test_a_shuffled_picture_is_put_back_and_teaches_nothing():
     draw = torch.Generator().manual_seed(1)
     student, head = torch.randn(24, 5, generator=draw), torch.randn(30, 5, generator=draw)

@@ -9,7 +9,7 @@ from transformers import (
 
 from distilvlm.models import architectures, parts
 from distilvlm.models.compose import build
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 
 PARAMETERS = {
     "Qwen/Qwen1.5-0.5B": 463_987_712,

@@ -23,7 +23,7 @@ from distilvlm.models import parts
 from distilvlm.models.compose import build
 from distilvlm.models.save import save
 from distilvlm.models.sources import NotHere, drawn
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 
 VIT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 TEXT = VIT | {"vocab_size": 30, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

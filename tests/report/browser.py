@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,45 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Page.enable")
 
-    def open(self, file: Path, width: int, *, dark: bool = False, scripts: bool = True, scale: float = 1) -> None:
-        """Load a file at a width in CSS pixels; below 600 as a phone does."""
-        phone = width < 600
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=scale, mobile=phone)
+    def open(
+        self,
+        page: Path | str,
+        width: int,
+        *,
+        height: int = 900,
+        dark: bool = False,
+        scripts: bool = True,
+        scale: float = 1,
+    ) -> None:
+        """Load a file or an address at a size in CSS pixels; narrower than 600 as a phone does."""
+        size: dict[str, Any] = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.call("Page.navigate", url=file.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while self._message().get("method") != "Page.loadEventFired":
             pass
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression in the page; of a promise, what it comes to."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 10) -> Any:
+        """The first value of an expression that is true.
+
+        Raises:
+            TimeoutError: there was none in time.
+        """
+        end = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"not true within {seconds} s: {expression}")
+            time.sleep(0.02)
+        return value
 
     def screenshot(self, top: int, width: int, height: int) -> bytes:
         """PNG of a part of the page, in CSS pixels."""

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import distilvlm
+from distilvlm.data import StageData
 from distilvlm.models.shards import FeatureError
 from distilvlm.runs.events import read_events
 from distilvlm.teachers import cache
@@ -70,6 +71,7 @@ def test_a_second_run_asks_the_teacher_nothing(
     recipe: Path, cached_run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "weights_of", lambda recipe: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(StageData, "identity", lambda *_: pytest.fail("keys were made anew"))
     again = distilvlm.run(recipe, directory=recipe.parent / "again")
     assert same(again.directory, cached_run[0])
 

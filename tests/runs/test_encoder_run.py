@@ -17,7 +17,7 @@ from distilvlm.models.compose import build
 from distilvlm.models.encoder_directory import load_encoder
 from distilvlm.models.mixture import mixtures
 from distilvlm.models.save import load
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 from distilvlm.runs.directory import RunDirectory
 from distilvlm.runs.events import read_events
 

@@ -341,7 +341,7 @@ def test_the_command_says_what_it_takes_and_fills(path: Path, tmp_path: Path) ->
     planned = CliRunner().invoke(app, ["cache", str(path), *place, "--plan", "--json"])
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.output)["teacher"]["records"] == {"captions": 10, "questions": 9}
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not [*tmp_path.glob("shards/*"), *tmp_path.glob("*.safetensors")]
     done = CliRunner().invoke(app, ["cache", str(path), *place])
     assert "teacher: 19 records to look at (10 of 'captions', 9 of 'questions')" in done.output, done.output
     assert "nats of a local one's in micro-batches of 2" in done.output

@@ -16,7 +16,7 @@ from distilvlm.models import forward
 from distilvlm.models.compose import build
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe
-from distilvlm.recipe.schema import TeacherSpec
+from distilvlm.recipe.models import TeacherSpec
 from distilvlm.recipe.teachers import RemoteSpec
 from distilvlm.teachers import TeacherError
 from distilvlm.teachers.local import hidden_rows

@@ -16,7 +16,7 @@ from distilvlm.cli import app
 from distilvlm.models.compose import build
 from distilvlm.models.save import load, save
 from distilvlm.recipe import load_recipe
-from distilvlm.recipe.schema import TeacherSpec
+from distilvlm.recipe.models import TeacherSpec
 from distilvlm.teachers import TeacherError
 from distilvlm.teachers.remote import RemoteTeacher
 from tests.runs.tiny import write_recipe

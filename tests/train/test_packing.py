@@ -19,7 +19,7 @@ from distilvlm.models.adaptors import AdaptorConfig, Host
 from distilvlm.models.compose import build
 from distilvlm.models.upcycling import upcycle
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 from distilvlm.teachers import LocalTeacher
 from distilvlm.train import Task
 from tests.runs.tiny import VISION, language, write_tokenizer

@@ -14,7 +14,8 @@ from distilvlm.models import routing
 from distilvlm.models.compose import build
 from distilvlm.models.upcycling import upcycle
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe.schema import LossSpec, ModelSpec, OptimSpec, StageSpec
+from distilvlm.recipe.models import ModelSpec
+from distilvlm.recipe.schema import LossSpec, OptimSpec, StageSpec
 from distilvlm.train import Task, objective_of
 from distilvlm.train.loop import idle_batch
 from tests.runs.tiny import VISION, language, write_tokenizer

@@ -10,7 +10,23 @@ from pathlib import Path
 
 import typer
 
-from . import cache, checkpoints, commands, data, doctor, encoders, grounding, hallucination, report, teach, text
+from . import (
+    cache,
+    chat,
+    checkpoints,
+    commands,
+    data,
+    doctor,
+    encoders,
+    evaluate,
+    export,
+    grounding,
+    hallucination,
+    report,
+    serve,
+    teach,
+    text,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,13 +36,17 @@ app = typer.Typer(
 )
 app.add_typer(commands.app)
 app.add_typer(cache.app)
+app.add_typer(chat.app)
 app.add_typer(checkpoints.app)
 app.add_typer(data.app, name="data")
 app.add_typer(doctor.app)
 app.add_typer(encoders.app)
+app.add_typer(evaluate.app)
+app.add_typer(export.app)
 app.add_typer(grounding.app)
 app.add_typer(hallucination.app, name="hallucination")
 app.add_typer(report.app)
+app.add_typer(serve.app)
 app.add_typer(teach.app)
 app.add_typer(text.app)
 

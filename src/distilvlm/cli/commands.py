@@ -1,4 +1,4 @@
-"""Commands that train, plan and ask."""
+"""Commands that train, plan and compare."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from .options import Json, Overrides, Recipe, Workflow, interruptible, quiet_transformers
+from .options import Json, Overrides, Recipe, interruptible, quiet_transformers
 
 app = typer.Typer()
 
@@ -53,57 +53,6 @@ def plan(
         typer.echo(json.dumps(resolved.as_json(), indent=1))
     else:
         print_plan(resolved, Console())
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Directory or hub id of a LLaVA-style checkpoint, or of adaptors.")],
-    data: Annotated[Path, typer.Option("--data", help="LLaVA JSON/JSONL or OpenAI-style messages with the answers.")],
-    images: Annotated[Path | None, typer.Option(help="Directory of the pictures; default: the data file's.")] = None,
-    template: Annotated[Literal["chat", "vicuna", "plain"], typer.Option(help="chat: the model's own.")] = "chat",
-    out: Annotated[Path | None, typer.Option(help="File for one JSON line per question.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Directory of kept vision features, as in the recipe.")] = None,
-    batch_size: int = 16,
-    max_new_tokens: int = 128,
-    workflow: Workflow = None,
-    by_picture: Annotated[bool, typer.Option(help="Draw whole pictures in the bootstrap.")] = False,
-    on_bad_row: Annotated[
-        Literal["fatal", "quarantine"], typer.Option(help="Stop at a row that can't be used, or leave it out.")
-    ] = "fatal",
-    as_json: Json = False,
-) -> None:
-    """Ask a model every question of a data file; exact match and accuracy with 95% intervals."""
-    import torch
-
-    from distilvlm.data import read
-    from distilvlm.evaluate import as_table
-    from distilvlm.evaluate import evaluate as measure
-    from distilvlm.models.features import FeatureReader
-    from distilvlm.models.save import geometry_of, load
-    from distilvlm.recipe import SourceSpec
-
-    quiet_transformers()
-    source = read(SourceSpec(path=str(data), images=None if images is None else str(images)), "data")
-    vlm = load(model).use(workflow)
-    if torch.cuda.is_available():
-        vlm.to("cuda")
-    result = measure(
-        vlm,
-        source,
-        geometry_of(model),
-        template=template,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        features=None if features is None else FeatureReader(features),
-        out=out,
-        by_picture=by_picture,
-        on_bad_row=on_bad_row,
-    )
-    if as_json:
-        asked = {"model": model, **({"workflow": vlm.workflow} if vlm.adaptors else {}), "data": str(data)}
-        typer.echo(json.dumps({**asked, **result.summary()}, indent=1))
-    else:
-        Console().print(as_table({f"{model} ({vlm.workflow})" if vlm.adaptors else model: result}))
 
 
 @app.command()

@@ -21,6 +21,22 @@ Workflow = Annotated[
     typer.Option(help="Of a directory of adaptors: one's name, or text (none of them); default: the last inserted."),
 ]
 
+Adaptors = Annotated[
+    list[str] | None,
+    typer.Option("--adaptor", metavar="NAME=PATH", help="Add the adaptor of a directory as workflow NAME; repeatable."),
+]
+
+
+def adaptor_paths(given: list[str] | None) -> dict[str, str]:
+    """NAME=PATH of `--adaptor` as a table. Raises typer.BadParameter."""
+    pairs = [one.partition("=") for one in given or []]
+    if wrong := [name for name, _, path in pairs if not name or not path]:
+        raise typer.BadParameter(f"'{wrong[0]}' is not NAME=PATH", param_hint="--adaptor")
+    table = {name: path for name, _, path in pairs}
+    if len(table) < len(pairs):
+        raise typer.BadParameter("two adaptors have one name", param_hint="--adaptor")
+    return table
+
 
 def quiet_transformers() -> None:
     """Its bars for loading a shard would stand between our own lines."""

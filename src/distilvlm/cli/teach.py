@@ -20,7 +20,8 @@ def teach(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all that there are.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8400,
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="What its weights are held in, as teacher.precision of recipes.")
+        Literal["fp32", "bf16", "8bit", "4bit"],
+        typer.Option(help="What its weights are held in, as teacher.precision of recipes."),
     ] = "fp32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda:1, ...; default: a GPU if there is one.")] = None,
     key_variable: Annotated[
@@ -37,7 +38,8 @@ def teach(
     import torch
 
     from distilvlm.models.compose import build
-    from distilvlm.recipe.schema import TeacherSpec
+    from distilvlm.models.quantised import quantise
+    from distilvlm.recipe.models import TeacherSpec
     from distilvlm.teachers import TeacherError
     from distilvlm.teachers.remote import TeachingServer
 
@@ -46,8 +48,12 @@ def teach(
     if key_variable is not None and not key:
         raise TeacherError(f"--key-variable names {key_variable}, which is not set: export it with the key")
     spec = TeacherSpec(**{"from": model, "workflow": workflow, "precision": precision})
-    vlm = build(spec, seed=0, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    vlm.to(device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu") or "cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    place = torch.device(device) if device else found or torch.device("cpu")
+    vlm = build(spec, seed=0, dtype=torch.bfloat16 if spec.held == "bf16" else torch.float32)
+    if spec.bits is not None:
+        quantise(vlm, spec.bits, place)
+    vlm.to(place)
     try:
         server = TeachingServer(vlm, model, (host, port), key, largest << 20)
     except OSError as error:

@@ -4,8 +4,9 @@ from .look import Look
 from .machine import this_machine
 from .meter import Measured, Meter
 from .numbers import as_bytes, as_seconds
+from .result import StageCost
 from .side_by_side import compare, line, load, record
-from .stages import StageCost, estimate
+from .stages import estimate
 
 __all__ = [
     "Look",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from distilvlm.losses.objective import Objective
@@ -13,7 +14,9 @@ from distilvlm.models.alone import Encoder
 from distilvlm.models.mixture import mixtures
 from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
+from distilvlm.recipe import Recipe
 from distilvlm.recipe.schema import TERMS
+from distilvlm.train import objective_of
 
 POSITION = 420
 """`position.json` and `manifest.json` of a finished stage, about."""
@@ -42,19 +45,19 @@ class Disk:
     def kept(self) -> int:
         return self.final + self.events + self.model
 
+    @property
+    def parts(self) -> dict[str, int]:
+        found = {"trained": self.final, "events": self.events, "checkpoints": self.checkpoints}
+        return {**found, "finished student": self.model} if self.model else found
+
 
 def of_stage(
-    vlm: VLM | Encoder,
-    trained: Mapping[str, nn.Parameter],
-    objective: Objective,
-    teachers: Sequence[str],
-    updates: int | None,
-    checkpoint_every: int,
-    keep: int,
-    last: bool,
+    recipe: Recipe, index: int, vlm: VLM | Encoder, trained: Mapping[str, nn.Parameter], updates: int | None
 ) -> Disk:
-    """What a stage of `updates` updates writes; `vlm` is the student as it trains, and may be without weights;
-    `teachers`: the encoders that it is compared with."""
+    """What stage `index` writes in so many updates; `vlm` is the student as it trains, and may be without weights."""
+    spec, keep, checkpoint_every = recipe.stages[index], recipe.machine.keep, recipe.machine.checkpoint_every
+    objective, teachers = objective_of(spec, recipe.teacher), list(recipe.teachers_of(spec))
+    last = index == len(recipe.stages) - 1
     final = safetensors_bytes(trained) + POSITION
     states = safetensors_bytes(trained) + 2 * sum(4 * p.numel() for p in trained.values()) + 300 * len(trained) + 6_000
     # The newest is written before the oldest is removed.
@@ -80,16 +83,26 @@ def of_stage(
     return Disk(final, (updates or 0) * _event_bytes(objective, vlm, teachers), model, held * states)
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Size of a safetensors file of these tensors in fp32, to the byte: 8 of length, a JSON header, the data."""
+def safetensors_bytes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = torch.float32) -> int:
+    """Size of a safetensors file of these tensors, to the byte: 8 of length, a JSON header, the data.
+
+    Args:
+        dtype: that they are written in; None: each in its own.
+    """
     header: dict[str, object] = {}
     at = 0
-    for name in sorted(tensors):
-        end = at + 4 * tensors[name].numel()
-        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [at, end]}
+    kinds = {name: dtype or tensor.dtype for name, tensor in tensors.items()}
+    for name in sorted(tensors, key=lambda name: (-kinds[name].itemsize, name)):
+        end = at + kinds[name].itemsize * tensors[name].numel()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": _KINDS[kinds[name]], "shape": shape, "data_offsets": [at, end]}
         at = end
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + at
+
+
+_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.uint8: "U8"}
+"""What safetensors calls them."""
 
 
 def _event_bytes(objective: Objective, vlm: VLM | Encoder, teachers: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from distilvlm.teachers.encoders import Shape, of_stage
 
 from .clock import Clock
 from .memory import Live, fake_maker, parameter_bytes
+from .numbers import as_bytes
 
 COPIES = 4
 """Of what an encoder saw, in fp32, while it is compared: itself, mapped, their difference, and a gradient."""
@@ -39,6 +40,16 @@ class Teaching:
     compared: int = 0  # bytes of what they saw, while it is compared
     operations: float = 0.0  # floating-point operations of a picture
     cached: int | None = None  # bytes of a picture in the cache; None without one
+
+    def notes(self, pictures: int | None) -> list[str]:
+        """What the cache of encoders' features takes, which is not the run's; `pictures` of the stage."""
+        if self.cached is None:
+            return []
+        size = f"{as_bytes(self.cached)} a picture"
+        whole = "" if pictures is None else f", {as_bytes(self.cached * pictures)} for {pictures:,}"
+        return [
+            f"the cache of encoders' features takes {size}{whole}; filling it is not counted (distilvlm cache --plan)"
+        ]
 
 
 def teaching(

@@ -12,17 +12,20 @@ from .shapes import Shapes
 
 
 def kept_bytes(keep: KeepSpec, situation: Situation, shapes: Shapes, records: int) -> int:
-    """What is kept of so many records like those of the stage's typical micro-batch, `situation.batch`."""
+    """What is kept of so many of the stage's records, without the head."""
     assert situation.teacher is not None
     vocabulary, width = forward.head_weight(situation.teacher.model).shape
     common, visual = min(vocabulary, situation.student.embedding_rows), sum(situation.student.layout.visual)
     keeping = Keeping(keep, common, width, visual, situation.teacher_dtype, autocast=False)
-    typical = situation.batch
-    size = records * keeping.answers_bytes(typical.response_rows.numel() / typical.samples)
+    sizes = [size for update in shapes.updates for size in update]
+    learned, pictures, samples = (
+        sum(getattr(size, name) for size in sizes) for name in ("learned", "pictures", "sequences")
+    )
+    size = records * keeping.answers_bytes(learned / samples)
     if not (situation.objective.visual or situation.objective.relation):
         return size
-    shown = 0 if typical.features is None else typical.features.shape[0] * records // typical.samples
-    return size + keeping.picture_bytes() * (shown if shapes.pictures is None else shapes.pictures)
+    shown = records * pictures // samples if shapes.pictures is None else shapes.pictures
+    return size + keeping.picture_bytes() * shown
 
 
 def head_bytes(keep: KeepSpec, situation: Situation) -> int:

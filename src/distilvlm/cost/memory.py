@@ -28,6 +28,10 @@ from distilvlm.recipe.teachers import KeepSpec
 from .scale import Lines, Make, depth, lines, scale_model, train_only, trained
 from .step import Step, cut_rows, features_like
 
+SLACK = 1.28
+"""What glibc's allocator takes for tensors of mixed sizes that come and go, per byte that they have: 1.23 to 1.33 in
+runs of 0.1 to 2 GB of them. Tensors above 32 MB, as in larger models, take no more than their size."""
+
 ROWS = (256, 384)
 """Rows of the loss head that are run: the first fills its chunk, so that the difference is what a row adds."""
 

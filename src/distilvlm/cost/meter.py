@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import statistics
@@ -85,10 +86,12 @@ class Meter:
 
 
 def give_back() -> None:
-    """Hand freed memory back to the system, where the C library can (glibc).
+    """Free what only refers to itself, and hand freed memory back to the system, where the C library can (glibc).
 
     Its allocator keeps what was freed: a loaded model that was cut, or the stage before, would count for the next one.
+    So would a model with adaptors that nobody holds any more, until Python looks for such cycles.
     """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from distilvlm.models import forward
-from distilvlm.models.vlm import VLM
+from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.recipe import Recipe, StageSpec, TeacherSpec
 from distilvlm.recipe.teachers import KeepSpec
+
+from .disk import safetensors_bytes
+from .shapes import Shapes, Size
 
 WORD = 5
 """Bytes of a token in a prompt, as text or as a number in JSON, about."""
@@ -25,15 +32,6 @@ class Traffic:
     once: int | None  # its head, by each process; None where its size is not known
 
 
-@dataclass(frozen=True)
-class Content:
-    """A stage's mean sample."""
-
-    positions: float
-    learned: float  # response rows
-    pictures: float
-
-
 def received(spec: TeacherSpec) -> KeepSpec:
     """What the targets of a teacher elsewhere are like as they arrive, in the words of one that is kept on disk."""
     if spec.remote is not None and spec.remote.protocol == "openai":
@@ -41,26 +39,51 @@ def received(spec: TeacherSpec) -> KeepSpec:
     return KeepSpec()
 
 
-def traffic(recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None, content: Content) -> Traffic | None:
+def traffic(recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None, shapes: Shapes) -> Traffic | None:
     """What an update of `stage` asks of a teacher elsewhere; None where there is none, or it is not asked in training.
+    Bodies are counted to the byte between a run and `distilvlm teach`; what HTTP writes around them is not.
 
     Args:
         teacher: without weights is enough; None where its files are not here.
+        shapes: of the stage's micro-batches.
     """
-    spec, loss, layout = recipe.teacher, stage.loss, student.layout
-    if spec is None or spec.kind != "remote" or spec.remote is None or not loss.compares:
+    spec, layout = recipe.teacher, student.layout
+    if spec is None or spec.kind != "remote" or spec.remote is None or not stage.loss.compares:
         return None
-    batch, pixels = stage.optim.batch, content.pictures * 3 * layout.size**2
+    updates = len(shapes.updates)
+    asked = [size for update in shapes.updates for size in update]
     if spec.remote.protocol == "openai":
-        sent = content.positions * WORD + pixels * 4 / 3  # base64; PNG makes them smaller, noise does not
-        received = content.positions * (spec.remote.top_k + 1) * KNOWN
-        return Traffic(round(batch * sent), round(batch * received), 0)
-    visual = content.pictures * sum(layout.visual) if loss.visual or loss.relation else 0
-    rows = (content.learned if loss.response else 0) + visual
-    # Ids and the mask of every position, the places of pictures and the rows that are wanted, and the pictures.
-    sent = 8 * (2 * content.positions + content.pictures * layout.placeholders + rows) + pixels
+        positions, pixels = sum(size.real for size in asked), sum(size.pictures for size in asked) * 3 * layout.size**2
+        sent = positions * WORD + pixels * 4 / 3  # base64; PNG makes them smaller, noise does not
+        return Traffic(round(sent / updates), round(positions * (spec.remote.top_k + 1) * KNOWN / updates), 0)
+    sent = sum(_question(size, layout, recipe.machine.packing) for size in asked)
     if teacher is None:
-        return Traffic(round(batch * sent), None, None)
+        return Traffic(round(sent / updates), None, None)
     vocabulary, width = forward.head_weight(teacher.model).shape
-    held = 2 if spec.precision == "bf16" else 4
-    return Traffic(round(batch * sent), round(batch * rows * width * held), vocabulary * width * held)
+    held = torch.bfloat16 if spec.held == "bf16" else torch.float32
+    rows = sum(_body({"hidden": torch.empty(size.rows, width, dtype=held, device="meta")}) for size in asked)
+    return Traffic(
+        round(sent / updates),
+        round(rows / updates),
+        _body({"head": torch.empty(vocabulary, width, dtype=held, device="meta")}),
+    )
+
+
+def _question(size: Size, layout: VisionLayout, packed: bool) -> int:
+    """Bytes of what `teachers.remote.message.Question` makes of a micro-batch."""
+
+    def ids(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int64, device="meta")
+
+    line = size.lines, size.positions // size.lines
+    asked = {"input_ids": ids(*line), "attention_mask": ids(*line), "rows": ids(size.rows)}
+    asked["placeholder_rows"] = ids(size.pictures * layout.placeholders)
+    if size.pictures:
+        asked["pictures"] = torch.empty(size.pictures, 3, layout.size, layout.size, dtype=torch.uint8, device="meta")
+    if packed:
+        asked["sizes"] = ids(size.sequences)
+    return _body(asked)
+
+
+def _body(tensors: Mapping[str, Tensor]) -> int:
+    return safetensors_bytes(tensors, None)

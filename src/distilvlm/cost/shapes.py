@@ -31,15 +31,41 @@ ASSUMED = {"plain": (8, 24), "chat": (64, 64), "vicuna": (96, 160)}
 """Text positions of a sample, read and learned, where the data is not here: about LLaVA's captions and instructions."""
 
 
+@dataclass(frozen=True, order=True)
+class Size:
+    """How large a micro-batch is; ordered by what it takes."""
+
+    positions: int  # with padding
+    rows: int  # of the loss head
+    lines: int
+    real: int  # positions without padding
+    learned: int  # response rows
+    pictures: int
+    sequences: int  # of a preference both
+
+    @staticmethod
+    def of(batch: Batch, objective: Objective) -> Size:
+        positions = batch.input_ids.numel()
+        return Size(
+            positions,
+            objective.rows(batch.response_rows, batch.visual_rows).numel(),
+            len(batch.input_ids),
+            int(batch.attention_mask.sum()),
+            batch.response_rows.numel(),
+            0 if batch.features is None else len(batch.features),
+            batch.samples,
+        )
+
+
 @dataclass(frozen=True)
 class Shapes:
     """Micro-batches of a stage, of this process."""
 
-    updates: list[
-        list[tuple[int, int]]
-    ]  # sampled updates -> [(positions with padding, rows of the loss head) of each micro-batch]
+    updates: list[list[Size]]  # of sampled updates, each micro-batch's
     typical: Batch  # a micro-batch of median size
     largest: Batch
+    record: Batch  # a sample of median length alone, as a teacher sees it that fills a cache
+    longest: Batch  # likewise the longest
     pictures: int | None  # distinct pictures that the stage reads, for kept features
     total: int | None  # updates of the stage
     samples: int | None  # of the stage's data
@@ -67,9 +93,8 @@ def of_stage(
     """
     stage, grouping = recipe.stages[index], Grouping.of(recipe.machine, recipe.stages[index])
 
-    def size(batch: Batch) -> tuple[int, int]:
-        rows = objective.rows(batch.response_rows, batch.visual_rows)
-        return batch.input_ids.numel(), rows.numel()
+    def size(batch: Batch) -> Size:
+        return Size.of(batch, objective)
 
     width = student.model.config.vision_config.hidden_size  # pyright: ignore
     if data is None:
@@ -91,7 +116,8 @@ def of_stage(
         counts = [size(collate([sample] * count, grouping.packed)) for count in together]
         answers = ", with each of its two answers" if objective.preference else ""
         assumed = f"its data is not here: every row is taken for one picture and {text} positions of text{answers}"
-        return Shapes([counts], batch, batch, None, updates, samples, assumed)
+        alone = collate([sample])
+        return Shapes([counts], batch, batch, alone, alone, None, updates, samples, assumed)
 
     order = stage_order(recipe, index, data)
     total = order.total_updates(stage.optim.epochs, stage.optim.updates)
@@ -106,10 +132,14 @@ def of_stage(
     if grouping.tokens is None:  # else all of them are of about one size
         group = _largest_group(data, order, total, world, grouping)
         largest = max([collate([_sample(data, width, at) for at in group], grouping.packed), largest], key=size)
+    shown = sorted((at for number in numbers for _, at in order.update(number)), key=lambda at: data.lengths[at])
+    alone = [collate([_sample(data, width, at)]) for at in (shown[len(shown) // 2], int(np.argmax(data.lengths)))]
     return Shapes(
         updates=[[size(batch) for batch in update] for update in made],
         typical=batches[len(batches) // 2],
         largest=largest,
+        record=alone[0],
+        longest=alone[1],
         pictures=_distinct_pictures(data, order, total),
         total=total,
         samples=len(data),

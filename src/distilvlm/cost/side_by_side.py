@@ -10,7 +10,7 @@ from typing import Any
 
 from .meter import Measured
 from .numbers import as_bytes, as_seconds
-from .stages import StageCost
+from .result import StageCost
 
 FIELDS = ("peak_memory_bytes", "seconds_per_update", "disk_bytes")
 

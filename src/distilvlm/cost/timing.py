@@ -24,6 +24,7 @@ from . import heads
 from .clock import Clock
 from .memory import Situation
 from .scale import Lines, depth, filled, lines, scale_model, train_only, trained
+from .shapes import Size
 from .step import Step, features_like
 
 WHOLE = 4
@@ -44,12 +45,12 @@ class Seconds:
     rows: int
     measured: str  # what was timed and what is extrapolated
 
-    def update(self, micro_batches: Sequence[tuple[int, int]]) -> float:
-        """An update of other micro-batches, [(positions, rows)]: blocks go with positions, the head with rows."""
+    def update(self, micro_batches: Sequence[Size]) -> float:
+        """An update of other micro-batches: blocks go with positions, the head with rows."""
         bodies = self.vision + self.teacher + self.student + self.before
         return self.optimiser + sum(
-            bodies * positions / self.positions + self.head * rows / max(1, self.rows)
-            for positions, rows in micro_batches
+            bodies * size.positions / self.positions + self.head * size.rows / max(1, self.rows)
+            for size in micro_batches
         )
 
 

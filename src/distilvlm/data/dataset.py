@@ -163,6 +163,11 @@ class StageData(Dataset[Sample]):
         counts = np.diff(self._starts)
         return [(int(count), source.spec.weight) for count, source in zip(counts, self.sources, strict=True)]
 
+    def place(self, index: int) -> tuple[int, int]:
+        """Of a sample: the number of its source, and of the record there."""
+        source, record = self._members[index]
+        return int(source), int(record)
+
     def record(self, index: int) -> Record:
         source, record = self._members[index]
         return self.sources[source].records[int(record)]

@@ -7,6 +7,7 @@ same pixels of the same picture.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,8 +82,27 @@ def decode(path: str) -> Image.Image:
     """
     with _readable(path), Image.open(path) as image:
         _sized(image)
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return _upright(image)
+
+
+def decode_bytes(data: bytes, formats: tuple[str, ...], pixels: int) -> Image.Image:
+    """As `decode`, of a file that somebody else sent.
+
+    Args:
+        formats: Pillow's names of those that are read; no decoder of another one sees the bytes.
+        pixels: at most.
+
+    Raises:
+        PictureError: it is none of these, has more pixels, or can't be decoded.
+    """
+    with _readable("the picture"):
+        try:
+            image = Image.open(io.BytesIO(data), formats=formats)
+        except Image.UnidentifiedImageError:
+            raise PictureError(f"it is none of {', '.join(formats)}") from None
+        with image:
+            _sized(image, pixels)
+            return _upright(image)
 
 
 def canvas(
@@ -162,10 +182,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _sized(image: Image.Image) -> tuple[int, int]:
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+def _sized(image: Image.Image, pixels: int = MAX_PIXELS) -> tuple[int, int]:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"{width} x {height} pixels are more than {MAX_PIXELS}: scale it down")
+    if width * height > pixels:
+        raise PictureError(f"{width} x {height} pixels are more than {pixels}: scale it down")
     if not width or not height:
         raise PictureError(f"{width} x {height} pixels: nothing to see")
     return width, height

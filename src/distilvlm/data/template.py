@@ -147,6 +147,15 @@ class Template:
             encoded = self._tokenise(Rendering(self.renderer.opening(turns), ()), len(record.images), placeholders)[0]
         return Encoded(encoded.input_ids, torch.full_like(encoded.labels, IGNORED), encoded.placeholder_positions)
 
+    def beginning(self, text: str, pictures: int, placeholders: int) -> Encoded:
+        """A text to go on with, as it stands and without turns; PICTURE in it is a picture. Labels are all IGNORED.
+
+        Raises:
+            RowError: another number of pictures than it has places for.
+        """
+        encoded = self._tokenise(Rendering(text, ()), pictures, placeholders)[0]
+        return Encoded(encoded.input_ids, encoded.labels, encoded.placeholder_positions)
+
     def _encode(self, record: Record, placeholders: int) -> tuple[Encoded, int]:
         return self._tokenise(self.renderer.render(record.turns), len(record.images), placeholders)
 
@@ -213,6 +222,15 @@ def export_chat_template(kind: Kind, tokenizer: Any) -> str:
     if Template.of(kind, tokenizer).renderer.takes_parts:
         parts = parts.replace("as_parts = false", "as_parts = true")
     return parts + source
+
+
+def llama_cpp_template(exported: str) -> str:
+    """The Jinja for llama.cpp of a template that `export_chat_template` wrapped, or of any other: pictures are markers
+    of llama.cpp's, and behind each stands the newline that LLaVA has there."""
+    parts = _file("parts")
+    for begin in (parts, parts.replace("as_parts = false", "as_parts = true")):
+        exported = exported.removeprefix(begin)
+    return _file("llama_cpp") + exported
 
 
 def explain(encoded: Encoded, tokenizer: Any) -> str:

@@ -18,10 +18,12 @@ from distilvlm.models.alone import Encoder
 from distilvlm.models.compose import build_student
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, RecipeError, load_recipe
-from distilvlm.teachers import Teacher
+from distilvlm.teachers import Teacher, TeacherError, require
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.encoders import EncoderTeachers, Shape, shapes
+from distilvlm.teachers.interface import TERMS
 from distilvlm.teachers.loading import local_teacher, weights_of
+from distilvlm.train import objective_of
 from distilvlm.train.encoders import adapt, adapters_of
 
 from . import adaptors, encoders, experts, parts, preferences, settings, visual, vocabulary
@@ -35,7 +37,11 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 1_000
 """Rows of a stage that are encoded; a run looks at all of them."""
 
-SERVER_FIX = "start it on its machine (distilvlm teach MODEL), or mend what is named"
+SERVER_FIX = {
+    "distilvlm": "start it on its machine (distilvlm teach MODEL), or mend what is named",
+    "openai": "start it on its machine (vllm serve MODEL --max-logprobs N, or SGLang's server), or mend what is named",
+}
+"""Of a teacher elsewhere, by `teacher.remote.protocol`."""
 
 ENCODERS_FIX = "put its weights there, name another in encoders.NAME.from, or mend what is named"
 
@@ -73,9 +79,9 @@ class _Patient:
         student = self._had("student.weights", self._student, "download them first, or name a directory in student")
         sources = self._sources()
         needed = recipe.teacher is not None and any(stage.loss.needs_teacher for stage in recipe.stages)
-        elsewhere = recipe.teacher is not None and recipe.teacher.kind == "remote"
+        elsewhere = recipe.teacher.remote if recipe.teacher is not None and recipe.teacher.kind == "remote" else None
         vlm = None
-        if needed and not elsewhere:
+        if needed and elsewhere is None:
             vlm = self._had("teacher.weights", lambda: weights_of(recipe), "name another teacher (teacher.from)")
         if student is None:
             return [*self.missing, *self._planned()]
@@ -89,8 +95,10 @@ class _Patient:
             compared = [*vocabulary.check(recipe, student, vlm), *visual.check(recipe, student, vlm)]
             unlike = [finding for finding in compared if finding.level == "error"]
         teacher: Teacher | None = None
-        if isinstance(student, VLM) and needed and elsewhere:
-            teacher = self._had("teacher.server", lambda: self._asked(student), SERVER_FIX)
+        if isinstance(student, VLM) and needed and elsewhere is not None:
+            teacher = self._had("teacher.server", lambda: self._asked(student), SERVER_FIX[elsewhere.protocol])
+            if teacher is not None:
+                self.missing += _given(recipe, teacher, elsewhere.url)
         if isinstance(student, VLM) and vlm is not None and not unlike:
             teacher = self._had(
                 "teacher.weights",
@@ -99,7 +107,16 @@ class _Patient:
             )
         data = self._data(student, sources, None if teacher is None else teacher.view)
         reports, look = self._reports(data), None if teachers is None else teachers.of_paths
-        found = examine(recipe, student, teacher, data, reports, self.directory, look, encoder_shapes)
+
+        def examined(teacher: Teacher | None) -> list[Finding]:
+            return examine(recipe, student, teacher, data, reports, self.directory, look, encoder_shapes)
+
+        found = None
+        if elsewhere is not None and teacher is not None:  # what it says to a question may be of no use, or end early
+            found = self._had("teacher.targets", lambda: examined(teacher), SERVER_FIX[elsewhere.protocol])
+            teacher = None
+        if found is None:
+            found = examined(teacher)
         told = {finding.check for finding in unlike}
         return [*self.missing, *unlike, *(finding for finding in found if finding.check not in told)]
 
@@ -205,6 +222,20 @@ class _Patient:
         different = {id(rows): rows for rows in data.values()}
         made = {key: rows.check(indices=spread(range(len(rows)), LOOKED_AT)) for key, rows in different.items()}
         return {name: made[id(rows)] for name, rows in data.items()}
+
+
+def _given(recipe: Recipe, teacher: Teacher, url: str) -> list[Finding]:
+    """What a teacher elsewhere says that it can give, beside what stages need of it."""
+    given = [term for need, term in TERMS.items() if need in teacher.provides]
+    found = [Finding("teacher.server", "ok", f"{url} answers, and gives targets of {', '.join(given)} terms")]
+    for stage in recipe.stages:
+        try:
+            if stage.loss.compares:
+                require(teacher, objective_of(stage, recipe.teacher).needs, stage.name)
+        except TeacherError as error:
+            fix = "give the teacher another kind, or leave the terms out"
+            found.append(Finding("teacher.server", "error", str(error), fix, stage.name))
+    return found
 
 
 def _where_to_look(names: Sequence[str], sources: Mapping[str, Source]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from distilvlm.data.batch import IGNORED, BadRow, SampleKey
 from distilvlm.data.geometry import Geometry, PictureError, canvas, decode
 from distilvlm.data.problems import RowError, raise_or_quarantine
 from distilvlm.data.records import Record, Turn
+from distilvlm.data.stage import background
 from distilvlm.data.template import SAFE_ID, Encoded, Kind, Template
 from distilvlm.models.decode import greedy
 from distilvlm.models.features import FeatureError
@@ -27,7 +29,7 @@ Features = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
-class _Prompts:
+class Prompts:
     """Left-padded prompts of a batch, as `models.forward` wants its rows."""
 
     input_ids: Tensor  # [samples, length] int64
@@ -48,6 +50,7 @@ def answer(
     bad: list[BadRow] | None = None,
     progress: Callable[[int, int], object] | None = None,
     workflows: Sequence[str] | None = None,
+    said: Callable[[int, str], object] | None = None,
 ) -> list[str]:
     """The model's answer to each record, in the records' order, without space at its ends.
 
@@ -63,13 +66,14 @@ def answer(
         progress: called with the number of records answered and their total.
         workflows: of a model with adaptors, the one that answers each record; a batch may mix them. Default: all by the
             active one.
+        said: called with the number of each record and its answer, as soon as that is known.
 
     Raises:
         DataError: names file and row of a record that the template refuses, whose prompt is longer than the model's
             context, or whose picture can't be read.
     """
     written = Template.of(template, vlm.tokenizer)
-    ends = _ends(written, vlm)
+    ends = ends_of(written, vlm)
     forbidden = [] if vlm.image_id_is_virtual else [vlm.image_id]
     rejected: list[BadRow] = []
     prompts = _prompts(written, records, vlm, rejected)
@@ -81,7 +85,7 @@ def answer(
             _raise_unless(bad is not None, rejected)
             batch = pictures.load(order[start : start + batch_size], records, rejected)
             if batch:
-                rows = _left_padded([prompts[index] for index in batch], pictures.device)
+                rows = left_padded([prompts[index] for index in batch], pictures.device)
                 shown = pictures.features([path for index in batch for path in records[index].images])
                 with _answering(vlm, None if workflows is None else [workflows[index] for index in batch]):
                     embedded = embeddings(vlm.model, vlm.layout, rows, shown)
@@ -90,6 +94,8 @@ def answer(
                     )
                 for index, ids in zip(batch, new, strict=True):
                     answers[index] = written.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                    if said is not None:
+                        said(index, answers[index])
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
     _raise_unless(bad is not None, rejected)
@@ -105,8 +111,6 @@ class _Pictures:
         self._vlm = vlm
         self._geometry: Geometry = geometry
         self._kept = kept
-        red, green, blue = (int(255 * mean) for mean in vlm.layout.mean)
-        self._background = red, green, blue  # of padding, as LLaVA has it
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._loaded: dict[str, Tensor] = {}  # canvases [3, size, size], or kept features [placeholders, d_vision]
         self.device = vlm.model.device
@@ -145,7 +149,7 @@ class _Pictures:
         try:
             if self._kept is not None:
                 return self._kept(path)
-            return canvas(decode(path), self._geometry, self._vlm.layout.size, self._background)
+            return canvas(decode(path), self._geometry, self._vlm.layout.size, background(self._vlm.layout))
         except (PictureError, FeatureError) as error:
             return error
 
@@ -176,14 +180,19 @@ def _raise_unless(collected: bool, rejected: Sequence[BadRow]) -> None:
         raise_or_quarantine(list(dict.fromkeys(rejected)), "fatal")
 
 
-def _ends(written: Template, vlm: VLM) -> frozenset[int]:
-    """Ids that end an answer."""
+def ends_of_text(vlm: VLM) -> frozenset[int]:
+    """Ids that end a text: the tokenizer's, and those that the model's settings name."""
+    tokenizer: Any = vlm.tokenizer
+    settings = vlm.model.generation_config
+    configured: int | list[int] | None = settings.eos_token_id if settings else None  # pyright: ignore
+    ends = {configured} if isinstance(configured, int) else set(configured or ())
+    return frozenset(ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id})
+
+
+def ends_of(written: Template, vlm: VLM) -> frozenset[int]:
+    """Ids that end an answer: those of a text, the end of a turn, and with `plain` the end of a line."""
     tokenizer = written.tokenizer
-    ends: set[int] = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    configured: int | list[int] | None = (
-        vlm.model.generation_config.eos_token_id if vlm.model.generation_config else None
-    )
-    ends |= {configured} if isinstance(configured, int) else set(configured or ())
+    ends = set(ends_of_text(vlm))
     if written.ends_turns:
         probe = Record(SampleKey("", "", 0), "", (), (Turn("user", "question"), Turn("assistant", "answer")))
         taught = written.encode(probe, 1, sys.maxsize)
@@ -194,7 +203,8 @@ def _ends(written: Template, vlm: VLM) -> frozenset[int]:
     return frozenset(ends)
 
 
-def _left_padded(prompts: Sequence[Encoded], device: torch.device) -> _Prompts:
+def left_padded(prompts: Sequence[Encoded], device: torch.device) -> Prompts:
+    """Prompts as the rows of one batch, all ending at its last position."""
     length = max(len(prompt.input_ids) for prompt in prompts)
     ids = torch.full((len(prompts), length), SAFE_ID, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -204,7 +214,7 @@ def _left_padded(prompts: Sequence[Encoded], device: torch.device) -> _Prompts:
         ids[row, start:] = prompt.input_ids
         mask[row, start:] = 1
         places.append(row * length + start + prompt.placeholder_positions)
-    return _Prompts(ids.to(device), mask.to(device), torch.cat(places).to(device))
+    return Prompts(ids.to(device), mask.to(device), torch.cat(places).to(device))
 
 
 def _answering(vlm: VLM, workflows: list[str] | None) -> AbstractContextManager[object]:

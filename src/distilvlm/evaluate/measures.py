@@ -1,16 +1,17 @@
 """What answers are worth: a measure judges each answer and sums that up in figures.
 
-A measure is data, and every figure is a ratio of two sums over answers: so any measure has intervals over pictures and
-paired differences, and is shown by tables, comparisons and reports, which know none of them by name.
+A measure is data, and every figure is a function of sums over answers, as a rule their ratio: so any measure has
+intervals over pictures and paired differences, and is shown by tables, comparisons and reports, which know none of them
+by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from distilvlm.evaluate.metrics import Interval, Transform, accurate, exact_match
+from distilvlm.evaluate.metrics import Combined, Interval, Transform, accurate, exact_match
 from distilvlm.evaluate.questions import Question
 
 
@@ -56,16 +57,18 @@ class Answered:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number over all answers: sum of the first parts / sum of the second; undefined where those sum to 0."""
+    """One number over all answers: sum of the first parts / sum of the second, undefined where those sum to 0; or
+    what is `combined` of the sums of any number of parts."""
 
     name: str  # in JSON
     title: str  # in tables
-    parts: Callable[[Answered], tuple[float, float]] = field(compare=False)
+    parts: Callable[[Answered], tuple[float, ...]] = field(compare=False)
     better: Literal["higher", "lower", "neither"] = "higher"
     about: str = ""  # a sentence for whoever reads a report
     percent: bool = True  # a share; otherwise a number as it is
     headline: bool = True  # stands in tables; others are folded away, or in JSON only
     transform: Transform | None = field(default=None, compare=False)  # the number is this of the quotient of the sums
+    combined: Combined | None = field(default=None, compare=False)
 
     def text(self, value: Interval | None) -> str:
         """The value with its interval, for a sentence: `87.1% (86.5 to 87.7)`."""
@@ -92,6 +95,8 @@ class Measure:
         judge: question and answer → `Answered.details`.
         category: the detail by which figures are also told apart (the kind of question), if there is one.
         categories: those that come first, in order; others follow in the order in which they come.
+        settle: adds to the answers' details what only all of them together tell (whether both questions about a
+            picture are right, how rare a phrase is); where answers are judged, not where they are read back.
     """
 
     name: str
@@ -99,6 +104,7 @@ class Measure:
     judge: Callable[[Question, str], Mapping[str, Any]] = field(compare=False)
     category: str | None = None
     categories: tuple[str, ...] = ()
+    settle: Callable[[Sequence[Answered]], Sequence[Answered]] | None = field(default=None, compare=False)
 
     @property
     def main(self) -> Figure:

@@ -27,6 +27,9 @@ Parts = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 Transform = Callable[[np.ndarray], np.ndarray]
 """What a figure is of a ratio of sums, [m] each."""
 
+Combined = Callable[[np.ndarray], np.ndarray]
+"""What a figure is of several sums: [m, columns] to [m]; not a number where it is undefined."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -149,6 +152,46 @@ def paired_ratios(
         return of(_divided(totals[:, 0], totals[:, 1])) - of(_divided(totals[:, 2], totals[:, 3]))
 
     return _bootstrap(np.concatenate([first, second], axis=1), difference, clusters, resamples, seed)
+
+
+def of_sums(
+    columns: np.ndarray,
+    figure: Combined,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """A figure of the sums of `columns` [n, columns] (BLEU, a total over subtasks) with its 95% interval: all sums are
+    drawn anew, together. None where it is undefined.
+
+    Args:
+        clusters: as of `interval`.
+    """
+    if np.isnan(figure(columns.sum(axis=0, keepdims=True))[0]):
+        return None
+    return _bootstrap(columns, figure, clusters, resamples, seed)
+
+
+def paired_of_sums(
+    a: np.ndarray,
+    b: np.ndarray,
+    figure: Combined,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """The figure of `a` [n, columns] minus that of `b`, over the same samples, with its 95% interval.
+
+    Raises ValueError when the numbers of samples differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a paired difference needs the same samples twice, not {len(a)} and {len(b)}")
+    width = a.shape[1]
+
+    def difference(totals: np.ndarray) -> np.ndarray:
+        return figure(totals[:, :width]) - figure(totals[:, width:])
+
+    return of_sums(np.concatenate([a, b], axis=1), difference, clusters, resamples, seed)
 
 
 def _columns(numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distilvlm.data.batch import BadRow
+from distilvlm.data.batch import BadRow, SampleKey
+from distilvlm.data.markers import neutralise
 from distilvlm.data.readers import Source
 from distilvlm.data.records import PICTURE, Record, Turn
 from distilvlm.data.rows import rows
@@ -23,6 +24,31 @@ class Question:
     record: Record  # the system's turns, the question's user turns and the answer
     turn: int  # 0-based number of the answer among the original record's answers
     meta: Mapping[str, Any] = field(default_factory=dict)  # what else its file says of it
+
+    @classmethod
+    def of(
+        cls,
+        place: tuple[str | Path, int],
+        identity: str,
+        pictures: Sequence[str],
+        text: str,
+        answer: str,
+        meta: Mapping[str, Any],
+        turn: int = 0,
+    ) -> Question:
+        """A question about `pictures`, which stand before `text`, a line each, unless it has their marks.
+
+        Args:
+            place: file and row.
+
+        Raises:
+            RowError: text that no tokenizer takes.
+        """
+        file, row = place
+        parts = [neutralise(part, "question")[0] for part in text.split(PICTURE)]
+        front = f"{PICTURE}\n" * len(pictures) if len(parts) == 1 else ""
+        turns = (Turn("user", front + PICTURE.join(parts)), Turn("assistant", answer))
+        return cls(Record(SampleKey(Path(file).stem, str(file), row), identity, tuple(pictures), turns), turn, meta)
 
     @property
     def text(self) -> str:

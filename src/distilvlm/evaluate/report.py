@@ -18,7 +18,7 @@ from distilvlm.data.readers import Source
 from distilvlm.data.template import Kind
 from distilvlm.evaluate.generate import Features, answer
 from distilvlm.evaluate.measures import ACCURATE, Answered, Figure, Measure
-from distilvlm.evaluate.metrics import RESAMPLES, Interval, paired_ratios, ratio
+from distilvlm.evaluate.metrics import RESAMPLES, Interval, of_sums, paired_of_sums, paired_ratios, ratio
 from distilvlm.evaluate.questions import Asked, Question, questions_of
 from distilvlm.models.files import write_whole
 from distilvlm.models.vlm import VLM
@@ -78,8 +78,11 @@ class Evaluation:
 
     def write(self, path: str | Path) -> None:
         """One JSON object per question, in order; the file appears whole or not at all."""
-        lines = (json.dumps(sample.as_json(), ensure_ascii=False) + "\n" for sample in self.samples)
-        write_whole(path, "".join(lines).encode())
+        write_whole(path, self.lines().encode())
+
+    def lines(self) -> str:
+        """What `write` writes."""
+        return "".join(json.dumps(sample.as_json(), ensure_ascii=False) + "\n" for sample in self.samples)
 
 
 def evaluate(
@@ -194,7 +197,9 @@ def score(
         Answered.of(question, prediction, measure.judge(question, prediction))
         for question, prediction in zip(asked, predictions, strict=True)
     )
-    return _evaluation(samples, measure, by_picture, bad, resamples, seed)
+    if measure.settle is not None:
+        samples = tuple(measure.settle(samples))
+    return summed(samples, measure, by_picture, bad, resamples, seed)
 
 
 def rescored(
@@ -202,6 +207,7 @@ def rescored(
     *,
     measure: Measure = ACCURATE,
     by_picture: bool = False,
+    bad: Iterable[BadRow] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Evaluation:
@@ -209,7 +215,7 @@ def rescored(
 
     Raises ValueError for a line that it did not write, naming it.
     """
-    return _evaluation(answered(file), measure, by_picture, (), resamples, seed)
+    return summed(answered(file), measure, by_picture, bad, resamples, seed)
 
 
 def answered(file: str | Path) -> tuple[Answered, ...]:
@@ -228,19 +234,19 @@ def answered(file: str | Path) -> tuple[Answered, ...]:
     return tuple(samples)
 
 
-def _evaluation(
+def summed(
     samples: tuple[Answered, ...],
     measure: Measure,
-    by_picture: bool,
-    bad: Iterable[BadRow],
-    resamples: int,
-    seed: int,
+    by_picture: bool = False,
+    bad: Iterable[BadRow] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Evaluation:
+    """The figures of answers that are judged already."""
+
     def figures(chosen: Sequence[Answered]) -> dict[str, Interval | None]:
         clusters = _clusters(chosen) if by_picture else None
-        return {
-            one.name: ratio(*_parts(chosen, one), clusters, resamples, seed, one.transform) for one in measure.figures
-        }
+        return {one.name: _value(chosen, one, clusters, resamples, seed) for one in measure.figures}
 
     kinds = dict.fromkeys(name for sample in samples if (name := _category(measure, sample)) is not None)
     ordered = [name for name in measure.categories if name in kinds]
@@ -262,14 +268,25 @@ def difference(a: Evaluation, b: Evaluation, figure: str | None = None, seed: in
             )
     clusters = _clusters(a.samples) if a.by_picture and b.by_picture else None
     wanted = a.measure.main if figure is None else a.measure.figure(figure)
-    parts = _parts(a.samples, wanted), _parts(b.samples, wanted)
+    first, second = _parts(a.samples, wanted), _parts(b.samples, wanted)
+    if wanted.combined is not None:
+        return paired_of_sums(first, second, wanted.combined, clusters, seed=seed)
+    parts = (first[:, 0], first[:, 1]), (second[:, 0], second[:, 1])
     return paired_ratios(*parts, clusters, seed=seed, transform=wanted.transform)
 
 
-def _parts(samples: Sequence[Answered], figure: Figure) -> tuple[np.ndarray, np.ndarray]:
-    """Numerators and denominators, [samples] each."""
-    columns = np.array([figure.parts(sample) for sample in samples], dtype=np.float64).reshape(-1, 2)
-    return columns[:, 0], columns[:, 1]
+def _value(
+    samples: Sequence[Answered], figure: Figure, clusters: list[object] | None, resamples: int, seed: int
+) -> Interval | None:
+    columns = _parts(samples, figure)
+    if figure.combined is not None:
+        return of_sums(columns, figure.combined, clusters, resamples, seed)
+    return ratio(columns[:, 0], columns[:, 1], clusters, resamples, seed, figure.transform)
+
+
+def _parts(samples: Sequence[Answered], figure: Figure) -> np.ndarray:
+    """[samples, parts]: numerators and denominators, unless the figure combines others."""
+    return np.array([figure.parts(sample) for sample in samples], dtype=np.float64)
 
 
 def _clusters(samples: Sequence[Answered]) -> list[object]:

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from distilvlm.recipe.schema import LanguageSpec, ModelSpec, VisionSpec
+from distilvlm.recipe.models import LanguageSpec, ModelSpec, VisionSpec
 
 from .alone import Alone, Encoder
 from .image_token import place_image_token

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 
 from .adaptors import TEXT, Host, files
 from .compose import build

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoProcessor,
     CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
@@ -59,6 +60,13 @@ def save(
         chat_template: Jinja of the processor and the tokenizer; default: the tokenizer's own, as it is.
         replace: take the place of an existing directory; otherwise one is refused.
     """
+    with directory_whole(directory, replace=replace) as partial:
+        write(vlm, partial, geometry, chat_template)
+    log.info("saved %s", directory)
+
+
+def write(vlm: VLM, directory: Path, geometry: Geometry, chat_template: str | None = None) -> None:
+    """The files of `save`, into a directory that is there and that the caller makes whole."""
     if vlm.adaptors:
         raise ValueError(
             f"a stock checkpoint has no place for adaptors ({', '.join(vlm.adaptors)}): models.hosted.save writes them"
@@ -74,14 +82,12 @@ def save(
     exported.generation_config = _generation(vlm, tokenizer)
     ours = {**facts_of(vlm.layout, geometry), "embedding_rows": vlm.embedding_rows}
     images = image_processor(vlm.layout, geometry)
-    with directory_whole(directory, replace=replace) as partial:
-        exported.save_pretrained(partial)
-        exported.config.dtype = _widest(exported)  # save_pretrained took the dtype of the first weight
-        exported.config.save_pretrained(partial)
-        _processor(vlm.layout, images, tokenizer).save_pretrained(partial)
-        images.save_pretrained(partial)  # the same settings where programs before transformers 5 look for them
-        (partial / OURS).write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
-    log.info("saved %s", directory)
+    exported.save_pretrained(directory)
+    exported.config.dtype = _widest(exported)  # save_pretrained took the dtype of the first weight
+    exported.config.save_pretrained(directory)
+    _processor(vlm.layout, images, tokenizer).save_pretrained(directory)
+    images.save_pretrained(directory)  # the same settings where programs before transformers 5 look for them
+    (directory / OURS).write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = False) -> VLM:
@@ -146,6 +152,17 @@ def layout_in(directory: str | Path) -> VisionLayout | None:
     """How the tower of a directory sees, if this package wrote it."""
     ours = _ours(str(directory))
     return None if ours is None else _layout(ours)
+
+
+def stated_dtype(config: PretrainedConfig) -> torch.dtype:
+    """What a checkpoint's weights are to be held in: with several of them, the widest, which loses nothing."""
+    dtype = config.dtype or config.get_text_config().dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def processor_template(source: str) -> str | None:
+    """The chat template of a Llava's processor, which others keep apart from the tokenizer's."""
+    return getattr(AutoProcessor.from_pretrained(source), "chat_template", None)
 
 
 def geometry_of(path: str | Path) -> Geometry:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -24,7 +23,7 @@ from transformers import (
 
 from .files import directory_whole, remove, require_free
 from .fingerprint import fingerprint
-from .save import geometry_of, load, save
+from .save import geometry_of, load, processor_template, save, stated_dtype
 from .sources import config_of, pretrained, tokenizer_of
 from .upcycling import TOLERANCE, upcycle
 
@@ -52,8 +51,8 @@ def upcycle_checkpoint(
     require_free(out)
     config = config_of(source, offline_first=False)
     if isinstance(config, LlavaConfig):
-        vlm = upcycle(load(source, _dtype(config)), experts, top_k, layers, seed)
-        save(vlm, out, geometry_of(source), _processor_template(source))
+        vlm = upcycle(load(source, stated_dtype(config)), experts, top_k, layers, seed)
+        save(vlm, out, geometry_of(source), processor_template(source))
         return
     tokenizer = tokenizer_of(source, plan=False)
     assert tokenizer is not None  # only a plan may lack it
@@ -69,7 +68,7 @@ def stock(source: str) -> PreTrainedModel:
     config = config_of(source, offline_first=False)
     if not isinstance(config, LlavaConfig):
         return _language_model(source, config)
-    return pretrained(LlavaForConditionalGeneration.from_pretrained, source, _dtype(config)).eval()
+    return pretrained(LlavaForConditionalGeneration.from_pretrained, source, stated_dtype(config)).eval()
 
 
 def random_text(model: PreTrainedModel, samples: int, length: int) -> Tensor:
@@ -130,15 +129,4 @@ def require_same(dense: Probe, sparse: Probe, out: str | Path) -> float:
 
 
 def _language_model(source: str, config: PretrainedConfig) -> PreTrainedModel:
-    return pretrained(AutoModelForCausalLM.from_pretrained, source, _dtype(config)).eval()
-
-
-def _dtype(config: PretrainedConfig) -> torch.dtype:
-    """What a checkpoint's weights are to be held in: with several of them, the widest, which loses nothing."""
-    dtype = config.dtype or config.get_text_config().dtype
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
-
-
-def _processor_template(source: str) -> str | None:
-    """The chat template of a Llava's processor, which others keep apart from the tokenizer's."""
-    return getattr(AutoProcessor.from_pretrained(source), "chat_template", None)
+    return pretrained(AutoModelForCausalLM.from_pretrained, source, stated_dtype(config)).eval()

@@ -1,25 +1,21 @@
-"""What a run IS. Read `schema.py` first: a recipe file has its sections, a section its fields and defaults."""
+"""What a run IS. Read `schema.py` and `models.py` first: a file has sections, a section its fields and defaults."""
 
 from distilvlm.recipe.dump import differences, dump_recipe, read_dump
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
 from distilvlm.recipe.errors import RecipeError
 from distilvlm.recipe.load import load_file, load_recipe
+from distilvlm.recipe.models import LanguageSpec, ModelSpec, ProjectorSpec, TeacherSpec, VisionSpec
 from distilvlm.recipe.schema import (
     TERMS,
     Augmentation,
     Departure,
-    LanguageSpec,
     LossSpec,
     MachineSpec,
-    ModelSpec,
     OptimSpec,
     PictureSpec,
-    ProjectorSpec,
     Recipe,
     SourceSpec,
     StageSpec,
-    TeacherSpec,
-    VisionSpec,
 )
 from distilvlm.recipe.section import Section
 from distilvlm.recipe.transforms import TEXT, Insert, Reset, Transform, Upcycle

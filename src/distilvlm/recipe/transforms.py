@@ -93,3 +93,4 @@ class Insert(Section):
 
 
 Transform = Annotated[Reset | Upcycle | Insert | Mix, Field(discriminator="do")]
+"""One thing that is done to a student; `do` says which."""

@@ -5,6 +5,7 @@ RUN/
   about.json                   the command, the machine, the versions, when it began and ended
   doctor.json                  what the doctor found before the first step
   teacher.json                 which model a teacher elsewhere is
+  quantised.json               how far a teacher in 8 or 4 bits is from its weights in bf16
   cost.json                    memory, time and disk of each stage: estimated and measured
   events.jsonl                 every term of every update
   quarantine.jsonl             rows that could not be used (quarantine-N.jsonl: met by process N)
@@ -56,6 +57,7 @@ class RunDirectory:
         self.doctor = self.path / "doctor.json"
         self.cost = self.path / "cost.json"
         self.teacher = self.path / "teacher.json"
+        self.quantised = self.path / "quantised.json"
         self.events = self.path / "events.jsonl"
         self.importance = self.path / "importance.json"
         self.standards = self.path / "standards.safetensors"

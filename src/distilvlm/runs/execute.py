@@ -21,7 +21,7 @@ from distilvlm.models.encoder_directory import load_encoder, save_encoder
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe, read_dump
-from distilvlm.teachers import LocalTeacher, Teacher, require
+from distilvlm.teachers import LocalTeacher, Teacher, quantised, require
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
 from distilvlm.train import objective_of
@@ -124,6 +124,9 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
         if encoders is not None:
             keep_importance(recipe, encoders, place)
         consult(recipe, student, teacher, material, place, encoders)
+        if isinstance(teacher, LocalTeacher) and recipe.teacher is not None and recipe.teacher.bits is not None:
+            apart = quantised.kept(place.quantised, recipe, teacher, data)
+            logger.info("%s", quantised.told(recipe.teacher.precision, apart))
         expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
     accelerator.wait_for_everyone()
     del material, data  # each stage reads its data again, with features: what all of them hold at once may be a lot

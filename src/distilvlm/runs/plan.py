@@ -10,7 +10,8 @@ from typing import Any
 
 from distilvlm import cost
 from distilvlm.cost import StageCost
-from distilvlm.cost.network import Content, Traffic, traffic
+from distilvlm.cost import shapes as sizes
+from distilvlm.cost.network import Traffic, traffic
 from distilvlm.data import DataError, Source, StageData, showings
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import source_of, stage_data
@@ -20,10 +21,12 @@ from distilvlm.models.compose import build_student
 from distilvlm.models.stages import students
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec, load_recipe
-from distilvlm.recipe.schema import ModelSpec, SourceSpec
+from distilvlm.recipe.models import ModelSpec
+from distilvlm.recipe.schema import SourceSpec
 from distilvlm.teachers.encoder_cache import kept_bytes
 from distilvlm.teachers.encoders import shapes, used
 from distilvlm.teachers.own_rows import view
+from distilvlm.train import objective_of
 from distilvlm.train.encoders import adapt, adapters_of
 
 SAMPLED = 200
@@ -234,9 +237,10 @@ def _stage(
     if "balance" in rows:
         rows["balance"] = positions
     network = None
-    if isinstance(student, VLM) and data is not None and positions is not None and learned is not None:
-        content = Content(positions, learned, float(data.picture_counts.mean()))
-        network = traffic(recipe, stage, student, teacher, content)
+    if isinstance(student, VLM) and data is not None and recipe.teacher is not None and recipe.teacher.kind == "remote":
+        objective, index = objective_of(stage, recipe.teacher), recipe.stages.index(stage)
+        asked = sizes.of_stage(recipe, index, objective, student, data, samples, world=1)
+        network = traffic(recipe, stage, student, teacher, asked)
     return StagePlan(
         name=stage.name,
         transform=[str(transform) for transform in stage.transform],

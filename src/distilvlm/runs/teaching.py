@@ -13,8 +13,10 @@ from distilvlm.cost.numbers import as_bytes, as_seconds
 from distilvlm.data import StageData
 from distilvlm.data.stage import stage_order
 from distilvlm.doctor.trial import tried
+from distilvlm.models.shards import read_json
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
+from distilvlm.teachers import quantised
 from distilvlm.teachers.cache import Asked, TeacherCache, TeacherExpense
 from distilvlm.teachers.nearness import measure, told
 
@@ -44,7 +46,7 @@ class Teaching:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.recipe, self.rank, self.world = recipe, rank, world
+        self.recipe, self.data, self.rank, self.world = recipe, data, rank, world
         self.cache = TeacherCache(recipe, student, device)
         self.asked: Asked = self.cache.asked(
             {
@@ -75,10 +77,16 @@ class Teaching:
     def measure(self) -> None:
         """See how near to a local teacher what is kept is, when everything is."""
         measure(self.cache, self.asked, self.recipe.machine.micro_batch)
+        if self.cache.spec.bits is not None:
+            quantised.kept(self.cache.quantised, self.recipe, self.cache.teacher(), self.data)
 
     def told(self) -> list[str]:
         """How near to a local teacher's losses what is kept is, for people."""
-        return told(self.cache, self.recipe.machine.micro_batch)
+        lines = told(self.cache, self.recipe.machine.micro_batch)
+        if self.cache.quantised.exists():
+            apart = quantised.Apart(**read_json(self.cache.quantised, {}))
+            lines.append(quantised.told(self.cache.spec.precision, apart))
+        return lines
 
 
 def shown(recipe: Recipe, index: int, data: StageData) -> Collection[int]:

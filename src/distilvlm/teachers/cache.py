@@ -3,7 +3,9 @@
     CACHE/                 shards as models/shards.py keeps them, refused if what made them has changed, and
       head.safetensors     the teacher's head, where hidden rows are kept
       weights.json         the hash of the teacher's weights, remembered while its files stay as they are
+      identities/          the keys of records that were shown, so that they are not made again
       nearness.json        how near what is kept was to a teacher that computes in micro-batches
+      quantised.json       how far a teacher in 8 or 4 bits is from its weights in bf16
 
 A record's answers lie under the key of its tokens and pictures, a picture's visual rows under the key of the picture
 and all before it (data/identity.py), computed with the first record that shows them. Every record is a forward of its
@@ -39,6 +41,7 @@ from distilvlm.models.shards import ShardStore, about_shard, hash_of
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 
+from .identities import identities
 from .interface import TeacherError
 from .keeping import Item, Keeping
 from .loading import local_teacher, weights_of
@@ -109,10 +112,11 @@ class TeacherCache:
             min(vocabulary, forward.head_weight(student.model).shape[0]),
             width,
             sum(student.layout.visual),
-            torch.bfloat16 if self.spec.precision == "bf16" else torch.float32,
+            torch.bfloat16 if self.spec.held == "bf16" else torch.float32,
             recipe.machine.precision == "bf16",
         )
         self.directory = Path(self.keep.path).absolute()
+        self.quantised = self.directory / "quantised.json"
         self.head_file = self.directory / "head.safetensors"
         self.keeps_head = "hidden" in (self.keep.responses, self.keep.visual)
         self.store = ShardStore(self.directory, self._made_with())
@@ -131,10 +135,12 @@ class TeacherCache:
         for stage in self.recipe.stages:
             data, indices = shown.get(stage.name, (None, ()))
             visual = bool(stage.loss.visual or stage.loss.relation)
-            for index in indices:
-                assert data is not None
-                identity, record = data.identity(index), data.record(index)
-                one = Record(data, index, record.key.source, int(data.lengths[index]))
+            if data is None:
+                continue
+            lengths = data.lengths  # of all samples, made anew each time
+            for index, identity in identities(data, indices, self.directory / "identities"):
+                source = data.sources[data.place(index)[0]].name
+                one = Record(data, index, source, int(lengths[index]))
                 for key, size in self.keeping.sizes(identity, visual).items():
                     records.setdefault(key, one)
                     sizes.setdefault(key, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from distilvlm.models.compose import build
+from distilvlm.models.quantised import quantise, require_possible
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 
@@ -12,9 +13,10 @@ from .local import LocalTeacher
 
 
 def weights_of(recipe: Recipe) -> VLM:
-    """The model with its weights, in the precision that the recipe wants. Errors as `models.compose.build`."""
+    """The model with its weights, in the precision that the recipe wants; one whose language model shall be quantised
+    in bf16, which `local_teacher` changes. Errors as `models.compose.build`."""
     assert recipe.teacher is not None  # the schema refuses a teacher's term without a teacher
-    dtype = torch.bfloat16 if recipe.teacher.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.teacher.held == "bf16" else torch.float32
     return build(recipe.teacher, recipe.seed, dtype=dtype)
 
 
@@ -26,14 +28,21 @@ def local_teacher(recipe: Recipe, student: VLM, student_device: torch.device, vl
 
     Raises:
         TeacherError: the two cannot be compared row by row.
+        ValueError: its language model can't be quantised on its device.
     """
     spec = recipe.teacher
     assert spec is not None
+    device = torch.device(spec.device) if spec.device else student_device
+    if spec.bits is not None:
+        require_possible(spec.bits, device)  # before minutes of loading
+    vlm = vlm or weights_of(recipe)
+    if spec.bits is not None:
+        quantise(vlm, spec.bits, device)
     trains = any(name.partition(".")[0] == "vision" for stage in recipe.stages for name in stage.train)
     return LocalTeacher(
-        vlm or weights_of(recipe),
+        vlm,
         student,
-        device=torch.device(spec.device) if spec.device else student_device,
+        device=device,
         student_device=student_device,
         share_vision=not trains,
         spec=spec,

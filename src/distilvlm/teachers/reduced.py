@@ -30,7 +30,7 @@ def likeliest(hidden: Tensor, head: Tensor, kept: int) -> dict[str, Tensor]:
     autocast's, as in the loss head.
     """
     kept = min(kept, head.shape[0])
-    found = [logs.topk(kept) for logs in _log_probabilities(hidden, head)]
+    found = [logs.topk(kept) for logs in log_probabilities(hidden, head)]
     if not found:
         return {"ids": torch.zeros(0, kept, dtype=torch.int32), "log_probabilities": torch.zeros(0, kept)}
     ids = torch.cat([one.indices for one in found]).to("cpu", torch.int32)
@@ -46,7 +46,7 @@ def drawn(hidden: Tensor, head: Tensor, draws: int, key: str) -> dict[str, Tenso
     generator = torch.Generator().manual_seed(int(key[:15], 16))
     found = [
         torch.multinomial(logs.to("cpu", torch.float64).exp(), draws, replacement=True, generator=generator)
-        for logs in _log_probabilities(hidden, head)
+        for logs in log_probabilities(hidden, head)
     ]
     ids = torch.cat(found) if found else torch.zeros(0, draws)
     return {"ids": ids.sort(-1).values.to(torch.int32)}
@@ -83,7 +83,7 @@ def rest_bound(mass: float, ids: int, spread: float = 0.0) -> float:
     return mass * (math.log(max(1, ids)) + spread)
 
 
-def _log_probabilities(hidden: Tensor, head: Tensor) -> Iterator[Tensor]:
+def log_probabilities(hidden: Tensor, head: Tensor) -> Iterator[Tensor]:
     """fp32, [ROWS, vocab] at most at a time."""
     for some in hidden.split(ROWS) if len(hidden) else ():
         logits = torch.nn.functional.linear(some.to(head.dtype), head)

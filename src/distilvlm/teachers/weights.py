@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from distilvlm.models.files import write_whole
 from distilvlm.models.shards import read_json
 from distilvlm.models.sources import host_facts
-from distilvlm.recipe.schema import ModelSpec, TeacherSpec
+from distilvlm.recipe.models import ModelSpec, TeacherSpec
 
 
 def remembered(file: Path, spec: TeacherSpec, seed: int, compute: Callable[[], str]) -> str:

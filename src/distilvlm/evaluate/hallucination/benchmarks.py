@@ -22,9 +22,7 @@ from urllib.parse import unquote, urlsplit
 from distilvlm.data import read
 from distilvlm.data.batch import BadRow, SampleKey
 from distilvlm.data.convert.tables import Store
-from distilvlm.data.markers import neutralise
 from distilvlm.data.problems import DataError, RowError
-from distilvlm.data.records import PICTURE, Record, Turn
 from distilvlm.data.rows import MalformedRow, rows
 from distilvlm.evaluate.hallucination.polling import CATEGORIES
 from distilvlm.evaluate.questions import Asked, Question, asked_of
@@ -205,9 +203,7 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any] | MalformedRow]:
 def _question(
     path: Path, row: int, identity: str, image: str, text: str, answer: str, meta: Mapping[str, Any]
 ) -> Question:
-    asked, _ = neutralise(text, "question")
-    turns = (Turn("user", f"{PICTURE}\n{asked}"), Turn("assistant", answer))
-    return Question(Record(SampleKey(path.stem, str(path), row), identity, (image,), turns), 0, meta)
+    return Question.of((path, row), identity, (image,), text, answer, meta)
 
 
 def _text(value: Mapping[str, Any], field: str) -> str:

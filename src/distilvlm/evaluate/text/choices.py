@@ -183,21 +183,28 @@ def choose(
     """
     if not choices:
         raise DataError("there is no question to choose an answer to")
-    passages, shots = _passages(vlm, choices)
-    flat = likelihoods(vlm, [one for each in passages for one in each], batch_size=batch_size, progress=progress)
-    waiting = iter(flat)
-    weighed = {
-        choice.question.place: Weighed(tuple(next(waiting) for _ in choice.pairs), count)
-        for choice, count in zip(choices, shots, strict=True)
-    }
-    predictions = [
-        choice.question.meta["options"][_best([one.total for one in found.likelihoods], [1] * len(choice.pairs))]
-        for choice, found in zip(choices, weighed.values(), strict=True)
-    ]
+    found = weigh(vlm, choices, batch_size, progress)
+    weighed = {choice.question.place: one for choice, one in zip(choices, found, strict=True)}
+    predictions = [preferred(choice, one) for choice, one in zip(choices, found, strict=True)]
     evaluation = score([choice.question for choice in choices], predictions, measure=measure(weighed, choices))
     if out is not None:
         evaluation.write(out)
     return evaluation
+
+
+def weigh(vlm: VLM, choices: Sequence[Choice], batch_size: int = 16, progress: Progress | None = None) -> list[Weighed]:
+    """The likelihood of every question's options. Arguments and errors as `choose`."""
+    passages, shots = _passages(vlm, choices)
+    flat = iter(likelihoods(vlm, [one for each in passages for one in each], batch_size=batch_size, progress=progress))
+    return [
+        Weighed(tuple(next(flat) for _ in choice.pairs), count) for choice, count in zip(choices, shots, strict=True)
+    ]
+
+
+def preferred(choice: Choice, weighed: Weighed) -> str:
+    """The option that is likeliest."""
+    totals = [one.total for one in weighed.likelihoods]
+    return choice.question.meta["options"][totals.index(max(totals))]
 
 
 def _passages(vlm: VLM, choices: Sequence[Choice]) -> tuple[list[list[Passage]], list[int]]:

