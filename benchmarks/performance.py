@@ -60,10 +60,10 @@ SHOWN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 """Benchmark -> what tells its cases apart, and what is measured of each contender."""
 
 HEADS = {
-    "terms": "terms", "rows": "rows", "vocabulary": "ids", "dtype": "dtype", "head": "head", "what": "", "tokens": "tokens",
-    "seconds": "seconds", "extra_mib": "extra MiB", "time_ratio": "time × reference",
+    "terms": "terms", "rows": "rows", "vocabulary": "ids", "dtype": "dtype", "head": "head", "what": "",
+    "tokens": "tokens", "seconds": "seconds", "extra_mib": "extra MiB", "time_ratio": "time × reference",
     "memory_ratio": "memory × reference", "times_products": "time × bare products", "gradient_error": "error (fp64)",
-    "times_fine_tuning": "time × fine-tuning", "times_reference": "time × reference", "useful_share": "useful positions",
+    "times_fine_tuning": "time × fine-tuning", "times_reference": "time × reference", "useful_share": "useful share",
     "useful_tokens_per_second": "useful tokens/s", "ratio": "× padded",
 }  # fmt: skip
 

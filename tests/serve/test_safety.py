@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distilvlm.serve.server import Server, ServeError, is_loopback, require_safe
+from distilvlm.serve.server import ServeError, Server, is_loopback, require_safe
 from distilvlm.serve.settings import Settings
 
 from .fake_engine import FakeEngine
