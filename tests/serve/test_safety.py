@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distilvlm.serve.server import Server, ServeError, is_loopback, require_safe
+from distilvlm.serve.server import ServeError, Server, is_loopback, require_safe
 from distilvlm.serve.settings import Settings
 
 from .fake_engine import FakeEngine
@@ -89,6 +89,8 @@ def bomb(width: int, height: int) -> bytes:
         ({"model": "parrot \ud800", "messages": saying("a")}, 404, "no model"),
         ({"model": "parrot", "\ud800": 1}, 400, "raw data as a unicode"),
         ({"model": "parrot", "messages": saying("look <image>")}, 400, "stands for a picture"),
+        ({"model": "parrot", "messages": saying("nan")}, 400, "not finite"),
+        ({"model": "parrot", "messages": saying("nan"), "stream": True}, 400, "not finite"),
         ({"model": "parrot", "messages": saying("a " * 60)}, 400, "more than the model's context"),
     ],
 )
