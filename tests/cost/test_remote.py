@@ -67,8 +67,9 @@ def test_the_head_comes_once_and_rows_in_what_the_teacher_is_held_in(path: Path)
     for precision in ("fp32", "bf16"):
         recipe = load_recipe(path, {"teacher.kind": "remote", "teacher.remote.url": "http://127.0.0.1:1"})
         assert recipe.teacher is not None
-        recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"precision": precision})})
-        student, teacher = (build(spec, 0, meta=True) for spec in (recipe.student, recipe.teacher))
+        spec = recipe.teacher.model_copy(update={"precision": precision})
+        recipe = recipe.model_copy(update={"teacher": spec})
+        student, teacher = (build(one, 0, meta=True) for one in (recipe.student, spec))
         objective = objective_of(recipe.stages[2], recipe.teacher)
         sizes = of_stage(recipe, 2, objective, student, data_of(recipe, student)["dft"], None, 1)
         one = traffic(recipe, recipe.stages[2], student, teacher, sizes)
