@@ -9,9 +9,10 @@ import pytest
 from safetensors.torch import load_file
 
 from distilvlm.cost import StageCost, estimate
+from distilvlm.cost.kept import shown
 from distilvlm.models.compose import build
 from distilvlm.teachers.keeping import PLACED
-from tests.teachers.cached_recipe import filled, loaded, written
+from tests.teachers.cached_recipe import data_of, filled, loaded, written
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def cached(path: Path) -> dict[str, StageCost]:
 
 
 def test_the_teacher_is_in_no_step_but_looks_before_them(path: Path, cached: dict[str, StageCost]) -> None:
-    local = costs(path, **{"teacher.kind": "local"})
+    local = costs(path, False, **{"teacher.kind": "local"})
     for stage in ("dpt", "dft"):
         assert cached[stage].memory["teacher"] < local[stage].memory["teacher"] / 2
         assert 0 < cached[stage].time["teacher"] < cached[stage].time["student"] / 4
@@ -58,7 +59,7 @@ def test_bytes_of_the_cache_are_those_that_it_takes(path: Path, cached: dict[str
 
 
 def test_what_was_read_of_the_cache_stays_mapped(path: Path, cached: dict[str, StageCost]) -> None:
-    local = costs(path, **{"teacher.kind": "local"})
+    local = costs(path, False, **{"teacher.kind": "local"})
     kept = cached["dpt"].look
     assert kept is not None and kept.disk_bytes is not None
     head = cached["dpt"].memory["teacher"]
@@ -77,3 +78,18 @@ def test_records_that_an_earlier_stage_has_shown_are_not_looked_at_again(path: P
     found = costs(path, False, **{"stages.0.data": ["questions"]})
     assert found["dpt"].look is not None and found["dft"].look is None
     assert any("an earlier stage has filled" in note for note in found["dft"].notes)
+
+
+def test_of_records_that_earlier_stages_have_shown_in_part_the_rest_is_looked_at(path: Path) -> None:
+    short = {
+        f"stages.{number}.optim.{name}": value
+        for number in (0, 2)
+        for name, value in (("epochs", None), ("updates", 1))
+    }
+    recipe = loaded(path, **{"stages.0.data": ["questions"], **short})
+    found = costs(path, **{"stages.0.data": ["questions"], **short})
+    seen = sum(cost.look.records or 0 for cost in found.values() if cost.look is not None)
+    assert found["dpt"].look is not None and found["dpt"].look.records == 4
+    data = data_of(recipe, build(recipe.student, recipe.seed, meta=True))["dft"]
+    first, third = (shown(recipe, index, data) for index in (0, 2))
+    assert seen == len(first | third) < 10

@@ -13,6 +13,7 @@ from distilvlm.serve.interface import (
     Busy,
     Draining,
     Failed,
+    NotFinite,
     Piece,
     Refused,
     Request,
@@ -49,6 +50,9 @@ class FakeTicket:
             if word == "fail":
                 self.engine.leave(self)
                 raise Failed("the model gave no number")
+            if word == "nan":
+                self.engine.leave(self)
+                raise NotFinite("the model's numbers are not finite (NaN)")
             if number == cut:
                 break
             self.seconds_to_first_token = self.seconds_to_first_token or 0.01
@@ -110,6 +114,8 @@ class FakeEngine:
         end = time.monotonic() + seconds
         while self.running and time.monotonic() < end:
             time.sleep(0.005)
+        for ticket in list(self.running):
+            ticket.cancel()
 
     def numbers(self) -> Mapping[str, float]:
         return {"running": len(self.running), "steps_total": 12.0}

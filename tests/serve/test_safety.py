@@ -89,6 +89,8 @@ def bomb(width: int, height: int) -> bytes:
         ({"model": "parrot \ud800", "messages": saying("a")}, 404, "no model"),
         ({"model": "parrot", "\ud800": 1}, 400, "raw data as a unicode"),
         ({"model": "parrot", "messages": saying("look <image>")}, 400, "stands for a picture"),
+        ({"model": "parrot", "messages": saying("nan")}, 400, "not finite"),
+        ({"model": "parrot", "messages": saying("nan"), "stream": True}, 400, "not finite"),
         ({"model": "parrot", "messages": saying("a " * 60)}, 400, "more than the model's context"),
     ],
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from .options import quiet_transformers
+from .options import Adaptors, adaptor_paths, quiet_transformers
 
 app = typer.Typer()
 
@@ -20,10 +21,7 @@ def serve(
             help="Checkpoint or directory of adaptors; NAME=MODEL gives it a name. Several: each a base of its own.",
         ),
     ],
-    adaptor: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=PATH: an adaptor of the first MODEL, served as NAME beside it. May be repeated."),
-    ] = None,
+    adaptor: Adaptors = None,
     boxes: Annotated[
         list[str] | None, typer.Option(help="NAME of a model that answers with boxes; default: grounding.")
     ] = None,
@@ -43,7 +41,10 @@ def serve(
         list[str] | None,
         typer.Option(help="HOST or HOST:PORT that pictures may be fetched from; default: nothing is fetched."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="What weights are held in: fp32 or bf16.")] = "fp32",
+    template: Annotated[
+        Literal["chat", "vicuna", "plain"] | None, typer.Option(help="Default: what each model was saved with.")
+    ] = None,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="What weights are held in.")] = "fp32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda:1, ...; default: a GPU if there is one.")] = None,
     context: Annotated[
         int | None, typer.Option(min=2, help="Positions of prompt and answer, if fewer than the model's own.")
@@ -75,8 +76,6 @@ def serve(
 
     if api_key == "":
         raise typer.BadParameter("the key is empty: give one, or unset DISTILVLM_API_KEY")
-    if precision not in ("fp32", "bf16"):
-        raise typer.BadParameter(f"--precision is fp32 or bf16, not {precision}")
     settings = Settings(
         key=api_key,
         loopback=is_loopback(host),
@@ -98,8 +97,9 @@ def serve(
         engines.append(
             loading.engine(
                 place,
-                dict(_pair(one) for one in adaptor or ()) if number == 0 else None,
+                adaptor_paths(adaptor) if number == 0 else None,
                 name=name,
+                template=template,
                 dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
                 device=device or default_device(),
                 context=context,
@@ -118,15 +118,9 @@ def serve(
 
 def _named(given: str) -> tuple[str | None, str]:
     """NAME=MODEL, or a model that has its own name; a path with = in it is one if it is there."""
-    from pathlib import Path
-
-    if "=" not in given or Path(given).exists():
-        return None, given
-    return _pair(given)
-
-
-def _pair(given: str) -> tuple[str, str]:
     name, equals, place = given.partition("=")
-    if not (name and equals and place):
-        raise typer.BadParameter(f"'{given}' is not NAME=PATH")
+    if not equals or Path(given).exists():
+        return None, given
+    if not (name and place):
+        raise typer.BadParameter(f"'{given}' is not NAME=MODEL")
     return name, place

@@ -21,6 +21,9 @@ from distilvlm.train import objective_of
 POSITION = 420
 """`position.json` and `manifest.json` of a finished stage, about."""
 
+ABOUT = 850
+"""`about.json` of a stage, about."""
+
 EXPORTED_ALONE = 2_500
 """The same of a finished encoder alone."""
 
@@ -43,11 +46,11 @@ class Disk:
 
     @property
     def kept(self) -> int:
-        return self.final + self.events + self.model
+        return self.final + self.events + self.model + ABOUT
 
     @property
     def parts(self) -> dict[str, int]:
-        found = {"trained": self.final, "events": self.events, "checkpoints": self.checkpoints}
+        found = {"trained": self.final, "events": self.events, "about": ABOUT, "checkpoints": self.checkpoints}
         return {**found, "finished student": self.model} if self.model else found
 
 

@@ -24,7 +24,7 @@ from distilvlm.teachers.encoder_cache import kept_bytes
 from distilvlm.teachers.encoders import Shape, of_stage
 
 from .clock import Clock
-from .memory import Live, fake_maker, parameter_bytes
+from .memory import WINDOW, Live, fake_maker, mapped, parameter_bytes
 from .numbers import as_bytes
 
 COPIES = 4
@@ -40,6 +40,12 @@ class Teaching:
     compared: int = 0  # bytes of what they saw, while it is compared
     operations: float = 0.0  # floating-point operations of a picture
     cached: int | None = None  # bytes of a picture in the cache; None without one
+    stores: int = 0  # that these lie in
+
+    def mapped(self, shown: int, pictures: int) -> int:
+        """Bytes of the cache of so many pictures that stay in memory when some of them were shown."""
+        cached = self.cached or 0
+        return mapped(shown, cached, cached * pictures, self.stores * WINDOW)
 
     def notes(self, pictures: int | None) -> list[str]:
         """What the cache of encoders' features takes, which is not the run's; `pictures` of the stage."""
@@ -64,7 +70,7 @@ def teaching(
     seen = 4 * pictures * sum(shapes[name].tokens * shapes[name].channels for name in names)
     if recipe.cache is not None:
         each = sum(kept_bytes(recipe.cache, shapes[name]) for name in names)
-        return Teaching(compared=COPIES * seen, cached=each)
+        return Teaching(compared=COPIES * seen, cached=each, stores=len(names))
     held, looking, operations = 0, 0, 0.0
     for name in names:
         encoder = _outline(recipe, name, student)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distilvlm.data import StageData
+from distilvlm.data.stage import stage_order
 from distilvlm.models import forward
 from distilvlm.recipe import Recipe
 from distilvlm.recipe.teachers import KeepSpec
@@ -24,8 +26,10 @@ def kept_bytes(keep: KeepSpec, situation: Situation, shapes: Shapes, records: in
     size = records * keeping.answers_bytes(learned / samples)
     if not (situation.objective.visual or situation.objective.relation):
         return size
-    shown = records * pictures // samples if shapes.pictures is None else shapes.pictures
-    return size + keeping.picture_bytes() * shown
+    seen = records * pictures / samples
+    if shapes.pictures is not None and shapes.shown:  # many records may show the same picture
+        seen = shapes.pictures * records / shapes.shown
+    return size + round(keeping.picture_bytes() * seen)
 
 
 def head_bytes(keep: KeepSpec, situation: Situation) -> int:
@@ -36,13 +40,23 @@ def head_bytes(keep: KeepSpec, situation: Situation) -> int:
     return forward.head_weight(situation.teacher.model).numel() * situation.teacher_dtype.itemsize
 
 
-def seen_before(recipe: Recipe, index: int) -> bool:
-    """Whether an earlier stage shows a cached teacher the same records as stage `index`, and asks as much of it."""
+def shown(recipe: Recipe, index: int, data: StageData) -> set[int]:
+    """The samples that stage `index` shows."""
+    optim, order = recipe.stages[index].optim, stage_order(recipe, index, data)
+    updates = order.total_updates(optim.epochs, optim.updates)
+    if updates >= order.updates_per_epoch and all(weight >= 1 for _, weight in data.mixture):
+        return set(range(len(data)))
+    return {sample for number in range(updates) for _, sample in order.update(number)}
+
+
+def seen_before(recipe: Recipe, index: int) -> list[int]:
+    """Earlier stages that show a cached teacher records of the same data as stage `index`, and ask as much of it."""
     spec = recipe.stages[index]
-    return any(
-        one.data == spec.data
+    return [
+        number
+        for number, one in enumerate(recipe.stages[:index])
+        if one.data == spec.data
         and one.max_length == spec.max_length
         and one.loss.compares
         and bool(one.loss.visual or one.loss.relation) >= bool(spec.loss.visual or spec.loss.relation)
-        for one in recipe.stages[:index]
-    )
+    ]

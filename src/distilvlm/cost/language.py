@@ -26,9 +26,9 @@ from distilvlm.train import objective_of
 from . import disk, shapes, timing
 from .clock import Clock
 from .encoders import Teaching, teaching
-from .kept import head_bytes, kept_bytes, seen_before
+from .kept import head_bytes, kept_bytes, seen_before, shown
 from .look import Look
-from .memory import SLACK, Situation, count, looking, parameter_bytes, phases
+from .memory import SLACK, Situation, count, looking, mapped, parameter_bytes, phases
 from .meter import available_bytes, machine_bytes
 from .network import received
 from .numbers import as_bytes
@@ -104,6 +104,8 @@ class LanguageStage:
         self.shapes = shapes.of_stage(
             self.recipe, self.index, self.objective, self.student, self.data, samples, self.world
         )
+        self._shown = set[int]() if self.data is None else shown(self.recipe, self.index, self.data)
+        self.shapes = replace(self.shapes, shown=len(self._shown) or None)
 
     def cost(self, clock: Clock | None, same: StageCost | None) -> StageCost:
         spec, recipe = self.spec, self.recipe
@@ -123,7 +125,7 @@ class LanguageStage:
         parts = self._memory(None if same is None else same.memory.get("working"))
         peak = sum(parts.values())
         look = None
-        if spec.loss.preference or (self.kept is not None and not seen_before(recipe, self.index)):
+        if spec.loss.preference or (self.kept is not None and self._new_records() != 0):
             look = self._look(clock, same)
         elif self.kept is not None:
             notes.append("an earlier stage has filled the teacher's cache with its records")
@@ -220,7 +222,7 @@ class LanguageStage:
         """The teacher's look at the records that the stage shows, by one process of those that share it."""
         if same is not None and same.look is not None:
             return same.look
-        records, teacher = self._records(), self.reference
+        records, teacher = self._new_records(), self.reference
         kept = None if records is None else BYTES * records
         if self.kept is not None:
             kept = None
@@ -231,15 +233,19 @@ class LanguageStage:
         if teacher is None:
             return Look(records, None, None, kept)
         situation, typical = self._situation(largest=True), self._situation(largest=False)
-        if self.kept is not None:  # to be kept, every record is looked at alone, and the teacher's own tower sees it
-            situation = replace(situation, batch=self.shapes.longest, computes_vision=True)
+        head = 0
+        if self.kept is not None:
+            # Every record is looked at alone, by the teacher's own tower; in the end a micro-batch is, for comparison.
+            situation = replace(situation, computes_vision=True)
             typical = replace(typical, batch=self.shapes.record, computes_vision=True)
+            head = head_bytes(self.kept, typical)
         working = looking(situation, teacher)
         peak = sum(
             (
                 self.base if self.device.type == "cpu" else 0,
                 sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees),
                 self._teacher_bytes(teacher, situation.teacher_dtype),
+                head,
                 round(working * (SLACK if self.device.type == "cpu" else 1)),
                 self._data_bytes(situation),
             )
@@ -256,15 +262,27 @@ class LanguageStage:
 
     def _records(self) -> int | None:
         """How many different samples the stage shows."""
+        if self.data is not None:
+            return len(self._shown)
         samples, updates = self.shapes.samples, self.shapes.total
         return samples if samples is None or updates is None else min(samples, updates * self.spec.optim.batch)
 
+    def _new_records(self) -> int | None:
+        """How many of these no earlier stage has had kept."""
+        earlier = seen_before(self.recipe, self.index) if self.kept is not None else []
+        if self.data is None:
+            return 0 if earlier else self._records()
+        return len(self._shown.difference(*(shown(self.recipe, index, self.data) for index in earlier)))
+
     def _mapped_bytes(self) -> int:
-        """Pages of the teacher's cache that stay mapped when they were read; all of them are, in the end."""
+        """Pages of caches that stay mapped: of the teacher's and of encoders', which are read to the end."""
         records = self._records()
-        if self.kept is None or self.teacher is None or records is None or self.device.type != "cpu":
+        if self.device.type != "cpu":
             return 0
-        return self._kept_bytes(self.kept, records)
+        found = self.taught.mapped(self.shapes.pictures or 0, self.shapes.pictures or 0)
+        if self.kept is not None and self.teacher is not None and records is not None:
+            found += self._kept_bytes(self.kept, records)
+        return found
 
     def _data_bytes(self, situation: Situation) -> int:
         """Pictures or features of the micro-batches that are there at once, and the pages of the feature store that
@@ -281,7 +299,7 @@ class LanguageStage:
                 return held
             one = features[0].numel() * 4
             pictures = self.shapes.pictures or 0
-            return held * (micro_batches + 1) + min(pictures * (one + PAGES_AROUND), self._store_bytes(one))
+            return held * (micro_batches + 1) + mapped(pictures, one, self._store_bytes(one), PAGES_AROUND)
         canvases = features.shape[0] * 3 * self.student.layout.size**2
         return held + canvases * (1 if self.device.type != "cpu" else micro_batches + 1)
 

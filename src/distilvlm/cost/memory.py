@@ -32,6 +32,9 @@ SLACK = 1.28
 """What glibc's allocator takes for tensors of mixed sizes that come and go, per byte that they have: 1.23 to 1.33 in
 runs of 0.1 to 2 GB of them. Tensors above 32 MB, as in larger models, take no more than their size."""
 
+WINDOW = 64 * 1024
+"""Bytes that the kernel maps at once where a page of a file is missed (Linux's `fault_around_bytes`)."""
+
 ROWS = (256, 384)
 """Rows of the loss head that are run: the first fills its chunk, so that the difference is what a row adds."""
 
@@ -249,6 +252,17 @@ def parameter_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes of all weights and buffers held in `dtype`; shared ones once."""
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     return sum(t.numel() for t in tensors.values()) * dtype.itemsize
+
+
+def mapped(reads: int, each: int, whole: int, around: int) -> int:
+    """Bytes of a store on disk that stay in memory when so many of its entries were read on a CPU.
+
+    Args:
+        each: bytes of an entry.
+        whole: bytes of the store.
+        around: bytes that are mapped around an entry.
+    """
+    return min(reads * (each + around), whole)
 
 
 def count(members: Mapping[str, Mapping[str, nn.Parameter]]) -> int:

@@ -56,7 +56,7 @@ def traffic(recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None,
         positions, pixels = sum(size.real for size in asked), sum(size.pictures for size in asked) * 3 * layout.size**2
         sent = positions * WORD + pixels * 4 / 3  # base64; PNG makes them smaller, noise does not
         return Traffic(round(sent / updates), round(positions * (spec.remote.top_k + 1) * KNOWN / updates), 0)
-    sent = sum(_question(size, layout, recipe.machine.packing) for size in asked)
+    sent = sum(question_bytes(size, layout, recipe.machine.packing) for size in asked)
     if teacher is None:
         return Traffic(round(sent / updates), None, None)
     vocabulary, width = forward.head_weight(teacher.model).shape
@@ -69,7 +69,7 @@ def traffic(recipe: Recipe, stage: StageSpec, student: VLM, teacher: VLM | None,
     )
 
 
-def _question(size: Size, layout: VisionLayout, packed: bool) -> int:
+def question_bytes(size: Size, layout: VisionLayout, packed: bool) -> int:
     """Bytes of what `teachers.remote.message.Question` makes of a micro-batch."""
 
     def ids(*shape: int) -> Tensor:

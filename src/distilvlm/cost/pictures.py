@@ -74,6 +74,9 @@ class PictureStage:
             "data": 3 * own * (size**2 + (larger**2 if larger > size else 0)),
         }
         if self.device.type == "cpu":
+            pictures, updates = self.numbers(data)
+            shown = 0 if pictures is None else min(pictures, (updates or 0) * stage.optim.batch)
+            memory["data"] += taught.mapped(shown, pictures or 0)
             memory["allocator"] = round((3 * gradients + working) * (self.slack - 1))
         if clock is None:
             return memory, {}, taught

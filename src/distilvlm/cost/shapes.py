@@ -65,11 +65,11 @@ class Shapes:
     typical: Batch  # a micro-batch of median size
     largest: Batch
     record: Batch  # a sample of median length alone, as a teacher sees it that fills a cache
-    longest: Batch  # likewise the longest
     pictures: int | None  # distinct pictures that the stage reads, for kept features
     total: int | None  # updates of the stage
     samples: int | None  # of the stage's data
     assumed: str | None = None  # what stands in for data that is not here
+    shown: int | None = None  # of the samples, how many the stage shows at least once; None where its data is not here
 
 
 def of_stage(
@@ -116,8 +116,7 @@ def of_stage(
         counts = [size(collate([sample] * count, grouping.packed)) for count in together]
         answers = ", with each of its two answers" if objective.preference else ""
         assumed = f"its data is not here: every row is taken for one picture and {text} positions of text{answers}"
-        alone = collate([sample])
-        return Shapes([counts], batch, batch, alone, alone, None, updates, samples, assumed)
+        return Shapes([counts], batch, batch, collate([sample]), None, updates, samples, assumed)
 
     order = stage_order(recipe, index, data)
     total = order.total_updates(stage.optim.epochs, stage.optim.updates)
@@ -133,13 +132,11 @@ def of_stage(
         group = _largest_group(data, order, total, world, grouping)
         largest = max([collate([_sample(data, width, at) for at in group], grouping.packed), largest], key=size)
     shown = sorted((at for number in numbers for _, at in order.update(number)), key=lambda at: data.lengths[at])
-    alone = [collate([_sample(data, width, at)]) for at in (shown[len(shown) // 2], int(np.argmax(data.lengths)))]
     return Shapes(
         updates=[[size(batch) for batch in update] for update in made],
         typical=batches[len(batches) // 2],
         largest=largest,
-        record=alone[0],
-        longest=alone[1],
+        record=collate([_sample(data, width, shown[len(shown) // 2])]),
         pictures=_distinct_pictures(data, order, total),
         total=total,
         samples=len(data),

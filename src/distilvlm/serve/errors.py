@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from .interface import Busy, Draining, Failed, Refused
+from .interface import Busy, Draining, Failed, NotFinite, Refused
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ def of(error: Exception) -> ApiError:
             return ApiError(503, str(error), code="draining", retry_after=error.retry_after)
         case Busy():
             return ApiError(429, str(error), code="busy", retry_after=error.retry_after)
+        case NotFinite():
+            return ApiError(400, str(error), code="not_finite")
         case Failed():
             return ApiError(500, str(error), code="failed")
         case RequestValidationError():

@@ -159,6 +159,10 @@ class Failed(RuntimeError):  # noqa: N818 - what becomes of a request
     """An answer ended by an error of its own; others go on. What iterating a ticket raises."""
 
 
+class NotFinite(Failed):
+    """The model's numbers for this request are NaN or infinite: it is the request's fault, and will be again."""
+
+
 class Ticket(Protocol):
     """One request in the engine. Its pieces can be taken once, from any thread or in an event loop, as they come."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from distilvlm.models.vlm import VLM
 
 from .batch import Batch
-from .interface import Busy, Draining, Piece, Refused, Request, ServedModel
+from .interface import Busy, Draining, Failed, NotFinite, Piece, Refused, Request, ServedModel
 from .kernels import faster_linear
 from .sampling import choose, logprob
 from .served import Prompt, Served
@@ -216,7 +216,8 @@ class LocalEngine:
         finite = logits.amax(dim=-1).isfinite()  # one NaN makes the maximum one
         leaving = [running for running, fine in zip(rows, finite.tolist(), strict=True) if not fine]
         if leaving:
-            self._fail(leaving, "the model's numbers for this prompt are not finite (NaN): it can't be answered")
+            reason = "the model's numbers for this prompt are not finite (NaN): it can't be answered"
+            self._fail(leaving, reason, NotFinite)
             rows, logits = [running for running in rows if running not in leaving], logits[finite]
         chosen = choose(logits, [running.prompt.draw for running in rows])
         for running, token, row in zip(rows, chosen, logits, strict=True):
@@ -259,11 +260,11 @@ class LocalEngine:
             self._rows = [self._rows[row] for row in order]
             self._changed.notify_all()
 
-    def _fail(self, rows: Sequence[Running], reason: str) -> None:
+    def _fail(self, rows: Sequence[Running], reason: str, kind: type[Failed] = Failed) -> None:
         for running in rows:
             if not running.answer.over:
                 self._counts["failed"] += 1
-                running.answer.fail(reason)
+                running.answer.fail(kind(reason))
 
 
 COUNTED = ("requests", "finished", "failed", "cancelled", "busy", "tokens", "prompt_tokens", "steps")

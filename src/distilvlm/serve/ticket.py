@@ -27,7 +27,7 @@ class Answer:
         self._first: float | None = None
         self._pieces: deque[Piece] = deque()
         self._over = False
-        self._error: str | None = None
+        self._error: Failed | None = None
         self._changed = Condition()
         self._wake: Callable[[], object] | None = None  # of an event loop that waits
 
@@ -57,10 +57,10 @@ class Answer:
             self._notify()
             return True
 
-    def fail(self, reason: str) -> None:
+    def fail(self, error: Failed) -> None:
         with self._changed:
             if not self._over:
-                self._over, self._error = True, reason
+                self._over, self._error = True, error
                 self._notify()
 
     def cancel(self) -> None:
@@ -102,7 +102,7 @@ class Answer:
         if self._pieces:
             return self._pieces.popleft()
         if self._error is not None:
-            raise Failed(self._error)
+            raise self._error
         return None
 
     def _notify(self) -> None:
