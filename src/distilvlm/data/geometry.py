@@ -40,7 +40,7 @@ def header(path: str) -> tuple[int, int]:
         PictureError: no such file, no picture, or too many pixels.
     """
     with _readable(path), Image.open(path) as image:
-        return _sized(image)
+        return _sized(image, MAX_PIXELS)
 
 
 def upright_size(path: str) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def upright_size(path: str) -> tuple[int, int]:
         PictureError: as `header`.
     """
     with _readable(path), Image.open(path) as image:
-        width, height = _sized(image)
+        width, height = _sized(image, MAX_PIXELS)
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
@@ -81,7 +81,7 @@ def decode(path: str) -> Image.Image:
         PictureError: as `header`, or the pixels can't be decoded.
     """
     with _readable(path), Image.open(path) as image:
-        _sized(image)
+        _sized(image, MAX_PIXELS)
         return _upright(image)
 
 
@@ -187,7 +187,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return _rgb(ImageOps.exif_transpose(image))
 
 
-def _sized(image: Image.Image, pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def _sized(image: Image.Image, pixels: int) -> tuple[int, int]:
     width, height = image.size
     if width * height > pixels:
         raise PictureError(f"{width} x {height} pixels are more than {pixels}: scale it down")
