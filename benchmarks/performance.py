@@ -32,14 +32,13 @@ Row = Mapping[str, str]
 QWEN = "--student Qwen/Qwen2.5-0.5B --layers 24 --teacher Qwen/Qwen2.5-1.5B --teacher-layers 37"
 COMMANDS = {
     "loss_head": [
-        "loss_head.py --rows 792 --vocabulary 151936",
+        "loss_head.py --rows 792 --vocabulary 151936 --repeats 2",
         "loss_head.py --rows 2048 --vocabulary 151936 --terms response --repeats 1 --append",
-        "loss_head.py --rows 792 --vocabulary 65536 --terms all --dtype bf16 --append",
     ],
-    "relation": ["relation.py --rows 728"],
-    "step": ["step.py", "step.py --dtype bf16 --append"],
-    "packing": ["packing.py --tokens 2048"],
-    "growth": ["growth.py"],
+    "relation": ["relation.py --rows 728 --repeats 2"],
+    "step": ["step.py --repeats 2", "step.py --dtype bf16 --repeats 2 --append"],
+    "packing": ["packing.py --tokens 2048 --repeats 2"],
+    "growth": ["growth.py --repeats 2"],
     "loss_head_gpu": ["loss_head.py --vocabulary 151936 --repeats 7"],
     "relation_gpu": ["relation.py --repeats 10"],
     "step_gpu": [f"step.py {QWEN} --side 24 --samples 8 --text 200 --dtype bf16 --repeats 10"],

@@ -198,8 +198,9 @@ class LocalEngine:
             self._fail(group, f"the prompt could not be read ({type(error).__name__}: {error})")
             return
         self._batch.join(read)
-        with self._changed:
+        with self._changed:  # at once, or they would take two places each
             self._rows = [*self._rows, *group]
+            self._reading = [running for running in self._reading if running not in group]
         for running in group:
             running.began = time.monotonic()
             self._counts["prompt_tokens"] += running.prompt.length
