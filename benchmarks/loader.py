@@ -1,8 +1,9 @@
 """Pictures a second that one loader process makes, and the share of a step that is spent waiting for them.
 
-    python benchmarks/loader.py recipes/llava-kd-small.yaml --workers 0 1 2
+    scripts/iaa-small   # which leaves weights and data
+    PHOTOS=DATA python benchmarks/loader.py recipes/iaa-small/align.yaml --set pictures.features=null
 
-Takes the first stage of a recipe whose data is here. "decoded": its samples are loaded one by one, as a loader process
+Takes the first stage of a recipe whose data is here; without kept features, or there is nothing to decode. "decoded": its samples are loaded one by one, as a loader process
 does it: decoded, put on the canvas, tokens made. The other rows train the stage for so many updates with so many loader
 processes: seconds of the updates but for the first, and of these the ones in which no micro-batch was ready. Target:
 less than 2% with workers. On a machine whose cores all train, loader processes take what they need from the training.
@@ -77,12 +78,13 @@ def trained(recipe: Recipe, workers: int, size: object) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="as `distilvlm run --set`")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes")
     parser.add_argument("--updates", type=int, default=10, help="that are timed, behind one that warms up")
     measuring.arguments(parser, "loader.csv")
     options = parser.parse_args()
     base = {name: value for name, value in measuring.prepare(options).items() if name in FIELDS}
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, options.set)
     first = recipe.stages[0]
     optim = first.optim.model_copy(update={"updates": options.updates + 1, "epochs": None})
     recipe = recipe.model_copy(update={"stages": [first.model_copy(update={"optim": optim})]})

@@ -4,6 +4,8 @@
     python benchmarks/performance.py --only relation step  # some of them; the others' tables stay as they are
     python benchmarks/performance.py --only                # none: tables and curves from the files that are there
 
+"loader" needs what `scripts/iaa-small` leaves, and is run where that is there or when it is named.
+
 Each benchmark is a command of its own, which is printed and can be run by itself; it writes one CSV file. Tables stand
 in docs/performance.md between comments that name their benchmark. Needs `pip install 'distilvlm[benchmarks]'`.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import shlex
 import subprocess
 import sys
@@ -39,6 +42,7 @@ COMMANDS = {
     "step": ["step.py --repeats 2", "step.py --dtype bf16 --repeats 2 --append"],
     "packing": ["packing.py --tokens 2048 --repeats 2"],
     "growth": ["growth.py --repeats 2"],
+    "loader": ["loader.py recipes/iaa-small/align.yaml --set pictures.features=null"],
     "loss_head_gpu": ["loss_head.py --vocabulary 151936 --repeats 7"],
     "relation_gpu": ["relation.py --repeats 10"],
     "step_gpu": [f"step.py {QWEN} --side 24 --samples 8 --text 200 --dtype bf16 --repeats 10"],
@@ -55,6 +59,7 @@ SHOWN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "relation": (("rows", "vocabulary", "head"), ("seconds", "extra_mib", "time_ratio", "memory_ratio")),
     "step": (("dtype",), ("seconds", "extra_mib", "times_fine_tuning", "times_reference")),
     "packing": (("dtype", "tokens"), ("useful_share", "useful_tokens_per_second", "ratio", "extra_mib")),
+    "loader": (("workers",), ("samples", "seconds", "pictures_per_second", "wait", "wait_share")),
 }
 """Benchmark -> what tells its cases apart, and what is measured of each contender."""
 
@@ -63,8 +68,15 @@ HEADS = {
     "tokens": "tokens", "seconds": "seconds", "extra_mib": "extra MiB", "time_ratio": "time × reference",
     "memory_ratio": "memory × reference", "times_products": "time × bare products", "gradient_error": "error (fp64)",
     "times_fine_tuning": "time × fine-tuning", "times_reference": "time × reference", "useful_share": "useful share",
-    "useful_tokens_per_second": "useful tokens/s", "ratio": "× padded",
+    "useful_tokens_per_second": "useful tokens/s", "ratio": "× padded", "workers": "loader processes",
+    "samples": "samples", "pictures_per_second": "pictures/s", "wait": "seconds waited", "wait_share": "share waited",
 }  # fmt: skip
+
+
+def possible(name: str) -> bool:
+    if name == "loader":
+        return (Path(os.environ.get("COMPARISON", "runs/iaa-small")) / "weights").exists()
+    return torch.cuda.is_available() or not name.endswith("_gpu")
 
 
 def measure(names: Sequence[str]) -> None:
@@ -144,8 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(COMMANDS), default=None, help="which benchmarks to run")
     options = parser.parse_args()
-    gpu = torch.cuda.is_available()
-    measure([name for name in COMMANDS if gpu or not name.endswith("_gpu")] if options.only is None else options.only)
+    measure([name for name in COMMANDS if possible(name)] if options.only is None else options.only)
     page = PAGE.read_text()
     for name in COMMANDS:
         if not (rows := read(name)):
