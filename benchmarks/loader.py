@@ -3,11 +3,11 @@
     scripts/iaa-small   # which leaves weights and data
     PHOTOS=DATA python benchmarks/loader.py recipes/iaa-small/align.yaml --set pictures.features=null
 
-Takes the first stage of a recipe whose data is here; without kept features, or there is nothing to decode. "decoded": its
-samples are loaded one by one, as a loader process does it: decoded, put on the canvas, tokens made. The other rows train
-the stage for so many updates with so many loader processes: seconds of the updates but for the first, and of these the
-ones in which no micro-batch was ready. Target: less than 2% with workers. On a machine whose cores all train, loader
-processes take what they need from the training.
+Takes the first stage of a recipe whose data is here; without kept features, or there is nothing to decode. "decoded":
+its samples are loaded one by one, as a loader process does it: decoded, put on the canvas, tokens made. The other
+rows train the stage for so many updates with so many loader processes: seconds of the updates but for the first, and
+of these the ones in which no micro-batch was ready. Target: less than 2% with workers. On a machine whose cores all
+train, loader processes take what they need from the training.
 """
 
 from __future__ import annotations
