@@ -96,7 +96,7 @@ def opened(directory: Path, samples: int) -> measuring.Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--grows", nargs="+", choices=["rows", "vocabulary", "samples"], default=None, help="default: all"
+        "--grows", nargs="+", choices=["rows", "vocabulary", "samples"], default=["rows", "vocabulary", "samples"]
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192])
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32768, 65536, 131072, 262144])

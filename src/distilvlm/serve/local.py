@@ -17,11 +17,11 @@ from threading import Condition, Thread
 import torch
 from torch import Tensor
 
+from distilvlm.models.onednn import faster_linear
 from distilvlm.models.vlm import VLM
 
 from .batch import Batch
 from .interface import Busy, Draining, Failed, NotFinite, Piece, Refused, Request, ServedModel
-from .kernels import faster_linear
 from .sampling import choose, logprob
 from .served import Prompt, Served
 from .ticket import Answer

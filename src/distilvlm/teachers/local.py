@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from distilvlm.data.batch import Batch
 from distilvlm.models import forward
 from distilvlm.models.fingerprint import fingerprint
+from distilvlm.models.onednn import faster_linear
 from distilvlm.models.vlm import VLM, VisionLayout
 from distilvlm.recipe import TeacherSpec
 
@@ -120,11 +121,12 @@ def hidden_rows(
     Raises:
         TeacherError: the batch shows pictures, and there is neither.
     """
-    if features is None and batch.placeholder_rows.numel():
-        if pictures is None:
-            raise TeacherError("a batch with kept features has no pictures for another vision tower")
-        features = forward.vision_features(vlm.model, vlm.layout, pictures)
-    hidden = forward.hidden_states(vlm.model, vlm.layout, batch, features)  # [samples, length, d_teacher]
+    with faster_linear(vlm):
+        if features is None and batch.placeholder_rows.numel():
+            if pictures is None:
+                raise TeacherError("a batch with kept features has no pictures for another vision tower")
+            features = forward.vision_features(vlm.model, vlm.layout, pictures)
+        hidden = forward.hidden_states(vlm.model, vlm.layout, batch, features)  # [samples, length, d_teacher]
     return hidden.flatten(0, 1)[rows]
 
 

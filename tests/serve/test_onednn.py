@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distilvlm.serve.kernels import faster_linear
+from distilvlm.models.onednn import faster_linear
 
 from . import small_models as tiny
 
@@ -33,3 +33,21 @@ def test_other_dtypes_keep_their_kernel(dtype: torch.dtype) -> None:
     vlm.model.to(dtype)
     with faster_linear(vlm) as chosen:
         assert chosen == 0
+
+
+@torch.inference_mode()
+def test_autocast_still_multiplies_in_bf16() -> None:
+    vlm = tiny.vlm()
+    given = torch.randn(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = vlm.model.lm_head(given)
+        with faster_linear(vlm):
+            assert torch.equal(vlm.model.lm_head(given), wanted)
+
+
+def test_within_itself_it_changes_nothing_twice() -> None:
+    vlm = tiny.vlm()
+    with faster_linear(vlm) as outer:
+        with faster_linear(vlm) as inner:
+            assert inner == 0
+        assert sum("forward" in vars(module) for tree in vlm.trees for module in tree.modules()) == outer
