@@ -26,6 +26,7 @@ import torch
 
 matplotlib.use("svg")
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -135,6 +136,11 @@ def curves(name: str, rows: Sequence[Row]) -> None:
             axis.loglog(sizes, seconds, "o-", color=colour, label=f"head {head}" if head else None)
             straight = [seconds[-1] * size / sizes[-1] for size in sizes]
             axis.loglog(sizes, straight, ":", color=colour, linewidth=1)
+        measured = sorted({int(row["size"]) for row in rows if row["grows"] == kind})
+        axis.set_xticks(measured, [f"{size // 1000}k" if size >= 1000 else str(size) for size in measured], minor=False)
+        axis.minorticks_off()
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axis.set_xlabel(labels[kind])
         axis.set_ylabel("seconds")
         axis.grid(True, which="major", alpha=0.3)
@@ -145,11 +151,12 @@ def curves(name: str, rows: Sequence[Row]) -> None:
 
 
 def written(page: str, name: str, content: str) -> str:
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-    before, found, rest = page.partition(begin)
-    if not found:
-        raise SystemExit(f"{PAGE} has no place for {name}: it needs {begin.strip()} and {end.strip()}")
-    return before + begin + "\n" + content + "\n" + end + rest.partition(end)[2]
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise SystemExit(f"{PAGE} has no place for {name}: it needs {begin} and, behind it, {end}")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def main() -> None:
