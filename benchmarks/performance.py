@@ -25,6 +25,7 @@ import matplotlib
 import torch
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "distilvlm"  # else ids differ from time to time
 from matplotlib import pyplot
 from matplotlib.ticker import LogLocator
 
