@@ -21,13 +21,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import torch
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "distilvlm"  # else ids differ from time to time
 from matplotlib import pyplot
 from matplotlib.ticker import LogLocator
+
+pyplot.switch_backend("svg")
+pyplot.rcParams["svg.hashsalt"] = "distilvlm"  # else ids differ from time to time
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
