@@ -50,9 +50,8 @@ class Kernel:
             return None
         if mix is None:
             mix = JENSEN_SHANNON_MIX if divergence == "jensen_shannon" else SKEW
-        return Kernel(
-            KINDS.index(divergence), mix, (mix, 1 - mix) if divergence == "skew_forward_kl" else (1 - mix, mix)
-        )
+        shares = (mix, 1 - mix) if divergence == "skew_forward_kl" else (1 - mix, mix)
+        return Kernel(KINDS.index(divergence), mix, shares)
 
     def __call__(
         self,

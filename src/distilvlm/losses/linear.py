@@ -53,8 +53,8 @@ of going through memory each; with the whole chunk as one tile they take about f
 the threads wait for each other more often. Other devices take the chunk whole."""
 
 
-_ADDS_TO_OTHER_DTYPES = "dtype_out" in torch.ops.aten.addmm.overloads()
-"""Whether this torch (2.8 or later) has a product whose sum is of another dtype than its factors."""
+_ADDS_TO_OTHER_DTYPES = torch.version.cuda is not None and "dtype_out" in torch.ops.aten.addmm.overloads()
+"""Whether this torch (2.8 or later, on CUDA) has a product whose sum is of another dtype than its factors."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,11 @@ class _Work:
         precision, texted = rows.text_weight.dtype, any(rows.texted[start:stop])
         known = self._known(start, stop)
         if self.kernel is not None and known is None and (texted or teacher_logits is not None):
-            labels, weights = (
-                rows.labels[start:stop],
-                (rows.text_weight[start:stop], rows.divergence_weight[start:stop]),
+            at = slice(start, stop)
+            weights = rows.text_weight[at], rows.divergence_weight[at]
+            self.kernel(
+                logits, teacher_logits, rows.labels[at], *weights, text, value, self.common, self.temperature, texted
             )
-            self.kernel(logits, teacher_logits, labels, *weights, text, value, self.common, self.temperature, texted)
             return
         gradient: Tensor | None = None  # [n, vocab]
         if texted:

@@ -412,8 +412,8 @@ class _Mean:
     def of(rows: Tensor, members: Tensor, owners: Tensor, weights: Tensor, of_tokens: bool = False) -> _Mean:
         """`owners`: of all rows. `of_tokens`: every row of the micro-batch weighs the same, whosever it is."""
         places = torch.searchsorted(rows, members)
-        there = places < rows.numel()
-        if members.numel() and not bool((there & (rows[places * there] == members)).all() if rows.numel() else False):
+        at = places.clamp_max(rows.numel() - 1)  # torch.isin would sort both
+        if members.numel() and not (rows.numel() and bool((rows[at] == members).all())):
             raise ValueError(
                 "hidden states of some response or visual rows are missing: take the rows of Objective.rows()"
             )
