@@ -65,12 +65,15 @@ SHOWN: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 """Benchmark -> what tells its cases apart, and what is measured of each contender."""
 
 HEADS = {
-    "terms": "terms", "rows": "rows", "vocabulary": "ids", "dtype": "dtype", "head": "head", "what": "",
-    "tokens": "tokens", "seconds": "seconds", "extra_mib": "extra MiB", "time_ratio": "time × reference",
-    "memory_ratio": "memory × reference", "times_products": "time × bare products", "gradient_error": "error (fp64)",
-    "times_fine_tuning": "time × fine-tuning", "times_reference": "time × reference", "useful_share": "useful share",
-    "useful_tokens_per_second": "useful tokens/s", "ratio": "× padded", "workers": "loader processes",
-    "samples": "samples", "pictures_per_second": "pictures/s", "wait": "seconds waited", "wait_share": "share waited",
+    "seconds": "seconds", "extra_mib": "extra MiB", "time_ratio": "× time", "memory_ratio": "× memory",
+    "times_products": "× products", "gradient_error": "error", "times_fine_tuning": "× fine-tuning",
+    "times_reference": "× reference", "useful_share": "useful", "useful_tokens_per_second": "useful tokens/s",
+    "ratio": "× padded", "samples": "samples", "pictures_per_second": "pictures/s", "wait": "seconds waited",
+    "wait_share": "share waited",
+}  # fmt: skip
+CASES = {
+    "terms": "{}", "rows": "{} rows", "vocabulary": "{} ids", "dtype": "{}", "head": "head {}",
+    "tokens": "{} positions", "workers": "{} loader processes",
 }  # fmt: skip
 
 
@@ -100,13 +103,25 @@ def read(name: str) -> list[Row]:
 def table(name: str, rows: Sequence[Row]) -> str:
     """Markdown: a line per contender of each case."""
     cases, measured = SHOWN[name.removesuffix("_gpu")]
-    columns = [*cases, "what", *measured]
-    lines = ["| " + " | ".join(HEADS[column] for column in columns) + " |", "|---" * len(columns) + "|"]
+    lines = ["| | |" + "".join(f" {HEADS[column]} |" for column in measured), "|---|---|" + "---:|" * len(measured)]
+    last = ""
     for row in rows:
+        case = ", ".join(CASES[column].format(row[column]) for column in cases if row[column])
         ours = row["what"] in ("ours", "cached", "local", "packed")
-        cells = [row.get(column, "") for column in columns]
-        lines.append("| " + " | ".join(f"**{cell}**" if ours and cell else cell for cell in cells) + " |")
+        cells = [row["what"], *(rounded(row[column]) for column in measured)]
+        shown = [f"**{cell}**" if ours and cell else cell for cell in cells]
+        lines.append("| " + " | ".join(["" if case == last else case, *shown]) + " |")
+        last = case
     return "\n".join(lines)
+
+
+def rounded(figure: str) -> str:
+    """To three digits, as far as it has more behind the point."""
+    if "e" in figure:
+        return figure.replace("e-0", "e\u2011")  # which no line is broken at
+    if "." not in figure:
+        return figure
+    return f"{float(figure):.3g}" if float(figure) < 100 else f"{float(figure):.0f}"
 
 
 def told(name: str, rows: Sequence[Row]) -> str:
