@@ -65,12 +65,16 @@ def arguments(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--remark", default="", help="stands behind the machine's name, e.g. what else it was doing")
     parser.add_argument("--append", action="store_true", help="add rows to the file instead of replacing it")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / output)
+    parser.add_argument("--output", type=Path, help=f"default: results/{output}, of a GPU with _gpu behind its name")
+    parser.set_defaults(results=Path(__file__).parent / "results" / output)
 
 
 def prepare(options: argparse.Namespace) -> dict[str, object]:
     """Set the threads; returns what every row says of date, machine and versions."""
     torch.set_num_threads(options.threads)
+    if options.output is None:
+        name = f"{options.results.stem}_gpu.csv" if options.device == "cuda" else options.results.name
+        options.output = options.results.with_name(name)
     # Where memory runs out, this process goes and not another one's training.
     if (adjust := Path("/proc/self/oom_score_adj")).exists():
         adjust.write_text("1000")

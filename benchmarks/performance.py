@@ -87,7 +87,7 @@ def measure(names: Sequence[str]) -> None:
     for name in names:
         for command in COMMANDS[name]:
             device = "cuda" if name.endswith("_gpu") else "cpu"
-            words = [*shlex.split(command), "--device", device, "--output", str(RESULTS / f"{name}.csv")]
+            words = [*shlex.split(command), "--device", device]
             print("$ python benchmarks/" + shlex.join(words), flush=True)
             subprocess.run([sys.executable, str(HERE / words[0]), *words[1:]], check=True)
 

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
 
 from .adaptors import Host
+
+
+def next_logits(
+    model: Any, embedded: Tensor, mask: Tensor, positions: Tensor, cache: Cache, forbidden: Collection[int]
+) -> Tensor:
+    """Logits of the token behind each row, [rows, V]: −inf where it is forbidden. The cache takes in what is read.
+
+    Args:
+        embedded: [rows, length, d]; mask: [rows, what the cache holds and length]; positions: [rows, length].
+    """
+    hidden = model.get_decoder()(
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+    ).last_hidden_state[:, -1]  # [rows, d]
+    logits: Tensor = model.lm_head(hidden)
+    logits[:, list(forbidden)] = -torch.inf
+    return logits
 
 
 @torch.no_grad()
@@ -46,16 +68,7 @@ def greedy(
         cache = DynamicCache(config=model.config.get_text_config())
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)  # [rows, length]
         for step in range(limit):
-            hidden = model.get_decoder()(
-                inputs_embeds=embedded,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                return_dict=True,
-            ).last_hidden_state[:, -1]  # [rows, d]
-            logits = model.lm_head(hidden)  # [rows, V]
-            logits[:, list(forbidden)] = -torch.inf
+            logits = next_logits(model, embedded, mask, positions, cache, forbidden)  # [rows, V]
             chosen = logits.argmax(dim=-1)  # [rows]
             staying: list[int] = []
             for row, token in enumerate(chosen.tolist()):

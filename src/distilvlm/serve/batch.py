@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from distilvlm.evaluate.generate import left_padded
 from distilvlm.models.adaptors.slots import Workflow
+from distilvlm.models.decode import next_logits
 from distilvlm.models.forward import embeddings, vision_features
 from distilvlm.models.vlm import VLM
 
@@ -102,17 +103,7 @@ class Batch:
         return order
 
     def _logits(self, embedded: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | BatchCache) -> Tensor:
-        hidden = self._vlm.model.get_decoder()(
-            inputs_embeds=embedded,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            return_dict=True,
-        ).last_hidden_state[:, -1]
-        logits: Tensor = self._vlm.model.lm_head(hidden)
-        logits[:, self._forbidden] = -torch.inf
-        return logits
+        return next_logits(self._vlm.model, embedded, mask, positions, cache, self._forbidden)
 
     def _features(self, canvases: Sequence[Tensor]) -> Tensor | None:
         """[canvases, placeholders, d_vision]; None without any. Those of a canvas that was seen lately are kept."""
