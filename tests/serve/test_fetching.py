@@ -33,6 +33,8 @@ class Site:
                 return
             with sock:
                 head = sock.recv(65536).decode()
+                if not head:  # connected and gone
+                    continue
                 self.asked.append(head)
                 with contextlib.suppress(OSError):  # whoever asked has left
                     self.reply(head.split(" ")[1], sock)

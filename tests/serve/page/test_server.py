@@ -25,7 +25,7 @@ def test_a_conversation_with_the_real_server(browser: Browser, scene: Path) -> N
         chat.ask("two words")
         assert chat.answers() == ["720x480 two words"]
         figures = chat("document.querySelector('.figures').innerText")
-        assert figures.startswith("3 tokens · ") and figures.count("token") == 3
+        assert figures.startswith("3 tokens · ") and "first token after " in figures  # no speed, if all came at once
         chat.choose("#left", "parrot-text")
         chat.ask("no picture")
         assert [len(request.pictures) for request in engine.requests] == [1, 0]
