@@ -1,13 +1,15 @@
 """Tokens per second and time to the first token of `distilvlm serve`, against `transformers serve`, and memory.
 
-    python benchmarks/serving.py MODEL [--adaptors NAME=PATH NAME=PATH]
+    python benchmarks/serving.py MODEL [--gguf EXPORT] [--adaptors NAME=PATH NAME=PATH]
 
 MODEL is a student, or a language model alone: `transformers serve` batches continuously for the latter only
-(`--continuous-batching`), which is then a third contender. Servers run one after the other, each in a process of its
-own with all threads, and are asked over HTTP by 1, 4 and 16 clients at a time. A client asks one question after the
-other, greedily and as a stream; a round is as many questions as it has clients, times `--questions`, after one that
-warms up. All contenders are asked the same, every second question with a picture where the model sees. Tokens are
-counted in the texts that came back, by the model's tokenizer.
+(`--continuous-batching`), which is then a third contender. EXPORT is what `distilvlm export MODEL EXPORT --to gguf`
+made: each of its files is a contender, served by llama.cpp (`--llama-server`: the program) with a slot for every
+client. Servers run one after the other, each in a process of its own with all threads, and are asked over HTTP by 1,
+4 and 16 clients at a time. A client asks one question after the other, greedily and as a stream; a round is as many
+questions as it has clients, times `--questions`, after one that warms up. All contenders are asked the same, every
+second question with a picture where the model sees. Tokens are counted in the texts that came back, by the model's
+tokenizer.
 
 "memory": one server with a base and its adaptors against three (the base, and with each adaptor), all alive at once and
 asked once: sums of their proportional set sizes, so that pages that processes share count once.
@@ -44,6 +46,8 @@ FIELDS = [
     "questions", "new", "tokens", "seconds", "tokens_per_second", "ratio", "first_median", "first_worst", "mib",
 ]  # fmt: skip
 THINGS = ["a river", "two cats", "the moon", "an old clock", "bread", "a long train", "rain", "the first day of school"]
+CONTEXT = 1024
+"""Positions that llama.cpp holds for each client: it takes the memory when it begins."""
 WARM_UP = 2
 """Tokens that each client asks for before it is timed."""
 
@@ -147,6 +151,8 @@ def speed(options: argparse.Namespace) -> list[dict[str, object]]:
     commands = {"distilvlm": ours(options.model, options), "transformers": theirs}
     if not options.sees:
         commands["transformers, continuous batching"] = [*theirs, "--continuous-batching"]
+    for file in sorted(Path(options.gguf).glob("model-*.gguf")) if options.gguf else []:
+        commands[f"llama.cpp, {file.stem.removeprefix('model-')}"] = llama_cpp(file, options)
     found: list[dict[str, object]] = []
     for server, command in commands.items():
         if server.split(",")[0] not in options.servers:
@@ -199,6 +205,15 @@ def ours(model: str, options: argparse.Namespace, adaptors: Sequence[str] = ()) 
     return [sys.executable, "-m", "distilvlm", *given]
 
 
+def llama_cpp(file: Path, options: argparse.Namespace) -> list[str]:
+    """llama-server on an exported model; what it keeps of earlier questions is off, as it is with the others."""
+    seeing = file.parent / "mmproj-f16.gguf"
+    context = CONTEXT * max(options.clients)
+    command = [options.llama_server, "-m", str(file), "--parallel", str(max(options.clients)), "-c", str(context)]
+    command += ["--threads", str(options.threads), "--no-cache-prompt", "--device", "none"]
+    return [*command, "--mmproj", str(seeing)] if seeing.exists() else command
+
+
 def proportional_mib(process: int) -> float:
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
@@ -212,7 +227,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="of each client")
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer, at most")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--servers", nargs="*", default=["distilvlm", "transformers"])
+    parser.add_argument("--gguf", metavar="EXPORT", help="directory of model-*.gguf and mmproj-f16.gguf, made of MODEL")
+    parser.add_argument("--llama-server", default="llama-server", help="llama.cpp's program")
+    parser.add_argument("--servers", nargs="*", default=["distilvlm", "transformers", "llama.cpp"])
     parser.add_argument("--patience", type=float, default=180, help="seconds for a server to be there")
     measuring.arguments(parser, "serving.csv")
     options = parser.parse_args()

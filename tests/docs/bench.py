@@ -33,6 +33,10 @@ def set_up(bench: Path) -> None:
     (bench / "preference.yaml").write_text(preference.text.replace("path/to/teacher", "runs/mine/model"))
     (bench / "cached").mkdir()
     cached(bench / "cached", bench / "recipe.yaml")
+    for number, name in enumerate(("photo.jpg", "cat.png")):
+        picture(bench / name, 300 + number)
+    (bench / "RUN").symlink_to(bench / "runs" / "mine")
+    (bench / "MODEL").symlink_to(bench / "runs" / "mine" / "model")
 
 
 def cached(directory: Path, recipe: Path) -> None:
