@@ -1,12 +1,14 @@
 """Runs recipes in forked children that die where they are told to: one import of torch for hundreds of kills.
 
-Reads one JSON object a line from standard input: {recipe, directory, log, die_at, world, disable, overrides}; answers
-one line: {"statuses": [...]}. `die_at` is the number of the file operation or optimiser step before which a child kills
-itself with SIGKILL. The server itself never runs autograd, which does not survive a fork.
+Reads one JSON object a line from standard input: {recipe, directory, log, die_at, stop_at, stop_rank, group,
+world, disable, overrides}; answers one line: {"statuses": [...]}. `die_at` is the number of the file operation or
+optimiser step before which a child kills itself with SIGKILL; in its optimiser step `stop_at` process `stop_rank` sends
+itself, or its `group`, SIGTERM. The server itself never runs autograd, which does not survive a fork.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,9 +21,11 @@ from typing import Any
 
 import torch
 import transformers
+import typer
 
 import distilvlm.runs.execute
 import distilvlm.runs.expense
+from distilvlm.cli.options import interruptible
 from distilvlm.runs import checkpoint
 
 torch.set_num_threads(1)
@@ -62,6 +66,20 @@ class Deathbed:
         return f"{name} {tail}"
 
 
+def stop_in(step_number: int, group: bool) -> None:
+    """Let this process be asked to stop while it makes an update."""
+    step, steps = torch.optim.AdamW.step, [0]
+
+    def stopped(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == step_number:
+            os.killpg(os.getpgrp(), signal.SIGTERM) if group else os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    torch.optim.AdamW.step = stopped  # type: ignore[method-assign]
+    distilvlm.runs.execute.consult = lambda *_: None  # the doctor's own steps are not counted
+
+
 def child(request: dict[str, Any], rank: int, port: int) -> None:
     world = request.get("world", 1)
     if world > 1:
@@ -70,7 +88,12 @@ def child(request: dict[str, Any], rank: int, port: int) -> None:
     Deathbed(request.get("die_at"), Path(request["log"] + str(rank)), Path(request["directory"]))
     if request.get("disable") == "loading":
         checkpoint.load_weights = lambda *_: None
-    distilvlm.runs.execute.run(request["recipe"], request.get("overrides", {}), request["directory"])
+    if request.get("group"):
+        os.setpgrp()
+    if request.get("stop_rank") == rank:
+        stop_in(request["stop_at"], request.get("group", False))
+    with interruptible() if "stop_at" in request else contextlib.nullcontext():
+        distilvlm.runs.execute.run(request["recipe"], request.get("overrides", {}), request["directory"])
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -88,6 +111,8 @@ def serve() -> None:
                 os.dup2(2, 1)  # nothing but answers goes to standard output
                 try:
                     child(request, rank, port)
+                except typer.Exit as ended:
+                    os._exit(ended.exit_code)
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)

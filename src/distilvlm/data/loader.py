@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def batches(
         collate_fn=join,
         # The loader seeds its processes from a generator: without its own it would draw from the global one.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_outlive,
     )
     made = iter(loader)
     for update in plan.updates:
@@ -82,6 +84,16 @@ def batches(
         own = (_next(made, plan) for _ in range(count))
         yield update, MicroBatches(count, own)
         deque(own, maxlen=0)
+
+
+OUTLIVING = 300
+"""Seconds that a loader process works on behind a signal to stop."""
+
+
+def _outlive(process: int) -> None:
+    """A job's end is sent to all of its processes, and who trains needs these until the update is finished."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: signal.alarm(OUTLIVING))
 
 
 class _Collate:

@@ -29,7 +29,7 @@ from distilvlm.train import Loop, NonFiniteError, Task, Update, objective_of
 from distilvlm.train.encoders import Comparison
 from distilvlm.train.optim import adamw
 
-from . import about, checkpoint, randomness
+from . import about, checkpoint, randomness, stopping
 from .checkpoint import Position
 from .console import Reporter
 from .directory import RunDirectory, RunError
@@ -142,8 +142,9 @@ class StageRun:
             self._grouping,
             None if encoders is None else lambda batch: encoders.see(batch, self.stage),
             self.stage.loss.schedule,
+            stopping.asked,
         )
-        with self._events(position) as events:
+        with stopping.deferred(), self._events(position) as events:
             if events is not None and not position.update and (share := material.report.aligned) is not None:
                 learned, paired = material.report.learned, material.report.paired
                 events.write("alignment", stage=self.stage.name, share=share, paired=paired, learned=learned)
@@ -153,6 +154,7 @@ class StageRun:
                 logger.error("the batch is kept in %s", self._keep(error))
                 raise
             self._finish(material.updates, position.base, events)
+            self._stop_if_asked(loop, "finished")
         self.meter.stop()
         self.executed = "in part" if position.update else "whole"
         self.student.mark_trained(set(self.parameters))
@@ -195,10 +197,20 @@ class StageRun:
                 self._track(update, earlier + update.number)
                 self.reporter.update(update)
                 self.meter.update(update.seconds)
-                if update.number % every == 0 and update.number < material.updates:
+                if update.number == material.updates:
+                    continue
+                if update.number % every == 0 or loop.stopping:
                     self._checkpoint(update.number, position.base, events)
+                self._stop_if_asked(loop, f"saved behind update {update.number}")
         finally:
             self.reporter.end()
+
+    def _stop_if_asked(self, loop: Loop, saved: str) -> None:
+        """Raises Stopped on every process, if one of them was asked to stop until the last update."""
+        if loop.stopping:
+            raise stopping.Stopped(
+                f"stopped by {stopping.told()}; stage '{self.stage.name}' is {saved}; the same command continues"
+            )
 
     def _updates(self, material: Material, first: int) -> Iterator[tuple[int, int, MicroBatches]]:
         machine, accelerator = self.recipe.machine, self.accelerator

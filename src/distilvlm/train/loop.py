@@ -75,6 +75,7 @@ class Loop:
         updates: updates of the whole stage (the schedule's length).
         grouping: how micro-batches are made.
         schedule: weights of the task's objective that change, and its temperature.
+        asked_to_stop: whether this process was; after an update `stopping` says whether any was, to all alike.
     """
 
     def __init__(
@@ -88,10 +89,12 @@ class Loop:
         grouping: Grouping,
         see: Callable[[Batch], Mapping[str, Seen]] | None = None,
         schedule: Mapping[str, Ramp] | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.accelerator, self.task, self.teacher, self.see = accelerator, task, teacher, see
         self.spec, self.updates, self.grouping = spec, updates, grouping
         self.schedule, self._whole = schedule or {}, task.objective
+        self.asked_to_stop, self.stopping = asked_to_stop, False
         self.wrapped = accelerator.prepare_model(task)
         self.optimizer = optimizer
 
@@ -205,11 +208,16 @@ class Loop:
         return value
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
+        asked = self.asked_to_stop()
         if self.accelerator.num_processes == 1:
+            self.stopping = asked
             return dict(sums)
         names = sorted(sums)  # the same on every process, whatever its batches began with
-        packed = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=self.accelerator.device)
-        totals = dict(zip(names, self._summed(packed).tolist(), strict=True))
+        own = [float(asked), *(sums[name] for name in names)]
+        together = self._summed(torch.tensor(own, dtype=torch.float64, device=self.accelerator.device))
+        stopping, *values = together.tolist()
+        self.stopping = stopping > 0
+        totals = dict(zip(names, values, strict=True))
         return {name: totals[name] for name in sums}  # told in the order in which one process tells them
 
     def _summed(self, local: Tensor) -> Tensor:
