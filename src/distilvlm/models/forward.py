@@ -150,6 +150,12 @@ def hidden_states(
     return output.last_hidden_state
 
 
+def layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """The language model's own layers, first to last; an adaptor's are not among them."""
+    decoder: Any = model.get_decoder()
+    return list(decoder.layers)
+
+
 def head_weight(model: LlavaForConditionalGeneration) -> Tensor:
     """The output head's weight, [V, d], in the one active workflow; where head and embedding are tied, the embedding
     itself."""

@@ -279,6 +279,17 @@ class MachineSpec(Section):
         default="fp32", description="autocast; what trains is held in fp32 in any case"
     )
     gradient_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="of several processes, each holds the whole student (ddp), or its rows of all weights, gradients and "
+        "moments (fsdp: FSDP2)",
+    )
+    offload: bool = Field(
+        default=False, description="with parallel: fsdp, these rows wait in the CPU's memory, where AdamW runs, too"
+    )
+    shard_teacher: bool = Field(
+        default=False, description="with parallel: fsdp, a local teacher's layers are split over the processes, too"
+    )
     workers: int = Field(default=0, ge=0, description="loader processes")
     checkpoint_every: int = Field(default=500, gt=0, description="updates between checkpoints")
     keep: int = Field(default=2, gt=0, description="checkpoints kept while a stage runs")
@@ -287,6 +298,14 @@ class MachineSpec(Section):
         description="a row that can't be used stops the run, or goes to quarantine.jsonl and is counted",
     )
     trackers: list[str] = Field(default=[], description="accelerate's trackers: tensorboard, wandb, trackio, ...")
+
+    @model_validator(mode="after")
+    def _sharded_only(self) -> MachineSpec:
+        if self.parallel != "fsdp":
+            for name in ("offload", "shard_teacher"):
+                if getattr(self, name):
+                    raise ValueError(f"'{name}' needs 'parallel: fsdp'")
+        return self
 
 
 class Recipe(Section):

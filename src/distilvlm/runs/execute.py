@@ -25,6 +25,7 @@ from distilvlm.teachers import LocalTeacher, Teacher, quantised, require
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
 from distilvlm.train import objective_of
+from distilvlm.train.parallel import sharded
 
 from . import about
 from .console import CONSOLE, reporter
@@ -119,7 +120,7 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     if accelerator.is_main_process and isinstance(teacher, (RemoteTeacher, PromptedTeacher)):
         place.claim_teacher(teacher.identity)
     standardise(recipe, student.vlm.model, encoders, place, accelerator)
-    student.vlm.to(accelerator.device)
+    student.vlm.to("cpu" if recipe.machine.offload else accelerator.device)
     if accelerator.is_main_process:
         if encoders is not None:
             keep_importance(recipe, encoders, place)
@@ -128,6 +129,8 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
             apart = quantised.kept(place.quantised, recipe, teacher, data)
             logger.info("%s", quantised.told(recipe.teacher.precision, apart))
         expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
+    if sharded(recipe.machine, accelerator):
+        student.vlm.to("cpu")  # each stage brings to the device what is this process's
     accelerator.wait_for_everyone()
     del material, data  # each stage reads its data again, with features: what all of them hold at once may be a lot
     with _same_bits_on_cuda(accelerator):
