@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,15 @@ class SourceReport:
     def showings(self) -> int:
         """Samples of it in an epoch."""
         return showings(self.samples, self.weight)
+
+    def add(self, other: SourceReport) -> None:
+        """Count what another look at samples of the source has counted; lengths are `measure`d of all together."""
+        for count in fields(self):
+            own, more = getattr(self, count.name), getattr(other, count.name)
+            if count.name == "teachers_longest":
+                self.teachers_longest = max(own, more)
+            elif count.name not in ("weight", "median", "ninetieth", "ninety_ninth", "longest"):
+                setattr(self, count.name, own + more)
 
     def measure(self, lengths: list[int]) -> None:
         """Note the lengths (positions) of all sequences."""
