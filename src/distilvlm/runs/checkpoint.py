@@ -1,8 +1,8 @@
 """Checkpoints: what trains, its optimiser, random states and the data position, built aside and renamed.
 
 The frozen rest is not in a checkpoint: it is rebuilt from the recipe and the finished stages, and its hash is compared.
-Where weights are split over processes, each writes the rows that it holds (`weights-00001-of-00004.safetensors`, likewise
-the optimiser); any number of processes reads them, each what it needs (stored.py).
+Where weights are split over processes, each writes the rows that it holds (`weights-00001-of-00004.safetensors`,
+likewise the optimiser); any number of processes reads them, each what it needs (stored.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from distilvlm.errors import readable
 from distilvlm.models.files import directory_whole, remove, verify, write_whole
 from distilvlm.train.optim import load_state_tensors, state_tensors
 from distilvlm.train.rows import held, local
@@ -125,7 +126,8 @@ def rotate(checkpoints: Path, keep: int) -> None:
 
 
 def read_position(directory: Path) -> Position:
-    return Position(**json.loads((directory / "position.json").read_text()))
+    with readable(directory):
+        return Position(**json.loads((directory / "position.json").read_text()))
 
 
 def load_weights(directory: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -134,7 +136,7 @@ def load_weights(directory: Path, parameters: Mapping[str, nn.Parameter]) -> Non
     Raises:
         RunError: a name or shape is not as expected.
     """
-    with Stored(directory, "weights") as stored:
+    with readable(directory), Stored(directory, "weights") as stored:
         if stored.names != parameters.keys():
             odd = sorted(stored.names ^ parameters.keys())
             raise RunError(
@@ -153,11 +155,12 @@ def load(
     """Put weights and optimiser back; returns the random states of every process that made the checkpoint."""
     load_weights(directory, parameters)
     names = {parameter: name for name, parameter in parameters.items()}
-    with Stored(directory, "optimizer") as stored:
+    with readable(directory), Stored(directory, "optimizer") as stored:
         owners = {key: parameters.get(key.rpartition("::")[0]) for key in stored.names}
         if None in owners.values():
             odd = sorted(key for key, parameter in owners.items() if parameter is None)
             raise RunError(f"{directory} holds the optimiser's state of other parameters: {odd[:5]}")
         read = {key: stored.rows(key, held(p)) for key, p in owners.items() if p is not None}
     load_state_tensors(optimizer, read, names)
-    return load_file(directory / "random.safetensors")
+    with readable(directory):
+        return load_file(directory / "random.safetensors")

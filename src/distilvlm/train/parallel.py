@@ -1,7 +1,7 @@
 """How processes share the training of a stage: each holds the whole student (DDP), or its part of it (FSDP2).
 
-Either way every process takes its share of an update's samples, gradients are averaged over the processes, and what runs
-is the task's own forward.
+Either way every process takes its share of an update's samples, gradients are averaged over the processes, and what
+runs is the task's own forward.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Replicated:
 
 
 class Sharded:
-    """Every process holds its rows of each weight, gradient and moment of the task, and gathers a layer's weights while it
-    runs (FSDP2). The task is changed in place: its parameters are others afterwards, of the same names.
+    """Every process holds its rows of each weight, gradient and moment of the task, and gathers a layer's weights while
+    it runs (FSDP2). The task is changed in place: its parameters are others afterwards, of the same names.
 
     The language model's layers are gathered one by one. All else belongs to the task itself and stays gathered from the
     start of its forward to the end of its backward: what the fused loss head reads, and modules that run only where a
@@ -102,6 +102,8 @@ class Sharded:
             policy = rounded if machine.precision == "bf16" else exact
             fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
         fully_shard(task, mesh=mesh, mp_policy=exact, offload_policy=offload, ignored_params=whole)
+        # A layer whose input needs no gradient splits its own later than others do: it must need one everywhere.
+        task.in_step = True
         register_fsdp_forward_method(task, "moves")
 
     def micro_batches(self, own: Collection[Batch], idle: Batch) -> Collection[Batch]:

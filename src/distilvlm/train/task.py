@@ -84,6 +84,8 @@ class Task(nn.Module):
         self.layout = vlm.layout
         self.objective = objective
         self.comparison = comparison
+        # Whether the language model's layers must get their gradients in one order, whatever a batch shows.
+        self.in_step = False
         if comparison is not None:
             comparison.install(self.student)
         found = adapters_of(self.student)
@@ -116,8 +118,8 @@ class Task(nn.Module):
             )
 
     def _never_reached(self, adapters: Adapters | None) -> list[nn.Module]:
-        """Modules, since FSDP gives them other parameters: what no term of this stage gives a gradient: adapters of teachers of other stages, and routers whose choice
-        is neither scaled nor balanced."""
+        """What no term of this stage gives a gradient: adapters of teachers of other stages, and routers whose choice
+        is neither scaled nor balanced. As modules, since FSDP gives them other parameters."""
         found: list[nn.Module] = []
         if adapters is not None:
             compared = adapters.teachers if self.comparison is not None else ()
@@ -186,6 +188,7 @@ class Task(nn.Module):
             seen: what encoders saw in the batch's pictures, where the student is compared with them.
         """
         tallies = {} if self._uncounted is None else {"vision_routing": self._uncounted}
+        idle = self._idle(batch) if self.training else None
         chosen: list[Choice] = []
         if features is None and batch.pictures is not None:
             with watched(self.student) as chosen:
@@ -194,13 +197,15 @@ class Task(nn.Module):
         if chosen and pictures is not None:
             tallies["vision_routing"] = tallied(chosen, pictures.shares(batch.weights) > 0)
         if self.objective.of_language:
-            outcome = self._of_language(batch, features, targets, rows, samples_in_update, agree, pictures, tallies)
+            outcome = self._of_language(
+                batch, features, targets, rows, samples_in_update, agree, pictures, tallies, idle
+            )
         elif pictures is not None:
             outcome = self.objective.of_pictures(pictures, batch.weights, samples_in_update)
         else:
             outcome = Outcome(batch.weights.new_zeros(()), {})
         loss = outcome.loss
-        if self.training and (idle := self._idle(batch)) is not None:
+        if idle is not None:
             loss = loss + idle
         terms = outcome.terms if pictures is not None else {**outcome.terms, **self._unseen(loss)}
         return {"loss": loss, "terms": terms, "routing": None, "vision_routing": None, **tallies}
@@ -254,10 +259,11 @@ class Task(nn.Module):
         agree: Agree,
         pictures: Pictures | None,
         tallies: dict[str, Tensor],
+        idle: Tensor | None,
     ) -> Outcome:
         """The terms that the language model is run for."""
         assert not isinstance(self.student, Alone)  # the schema refuses such a term
-        hidden, seen = self._hidden_states(batch, features)
+        hidden, seen = self._hidden_states(batch, features, idle if self.in_step else None)
         owners = batch.position_owners if seen else None
         if owners is not None:
             # Neither padding, nor stand-ins and idle batches.
@@ -282,12 +288,14 @@ class Task(nn.Module):
             paired=batch.paired,
         )
 
-    def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
+    def _hidden_states(
+        self, batch: Batch, features: Tensor | None, idle: Tensor | None = None
+    ) -> tuple[Tensor, list[routing.Routing]]:
         """[lines, length, d], and where a sparse student's tokens went, layer by layer."""
         assert not isinstance(self.student, Alone)
         real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
         with routing.watched(self.student, real) as seen:
-            return forward.hidden_states(self.student, self.layout, batch, features), seen
+            return forward.hidden_states(self.student, self.layout, batch, features, idle), seen
 
     @torch.no_grad()
     def moves(self, batch: Batch, features: Tensor | None, rows: Tensor) -> Tensor:
