@@ -113,7 +113,7 @@ def verify(directory: str | Path, contents: bool = True) -> list[str]:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in expected.items()}
     except FileNotFoundError:
         return [f"{directory / MANIFEST}: missing, so the directory was never finished"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{directory / MANIFEST}: unreadable"]
     problems: list[str] = []
     for name, (size, digest) in expected.items():
