@@ -133,11 +133,12 @@ def test_two_processes_see_what_one_sees(tmp_path):
     path = write_json(tmp_path / "rows.json", rows)
     source = read(SourceSpec(path=str(path), images=str(tmp_path)), "rows")
     found = []
+    seen: list[tuple[int, int, str]] = []
     for workers in (1, 2):
         with at_most(workers):
-            seen: list[int] = []
-            contents = look(source, decoded=True, content=True, records_seen=seen.append)
-            assert seen[-1] == len(source.records)
+            seen.clear()
+            contents = look(source, decoded=True, content=True, progress=lambda *told: seen.append(told))
+            assert seen[-2:] == [(len(source.records), len(source.records), "rows"), (6, 6, "pictures")]
         groups = [[group.tolist() for group in some] for some in (contents.same_rows(), contents.same_pictures())]
         found.append((contents.bad(), groups, contents.sizes.tolist(), contents.problems))
     assert found[0] == found[1]

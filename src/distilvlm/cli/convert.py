@@ -305,7 +305,7 @@ def grounded(
 @app.command()
 def rows(
     source: Annotated[
-        Path, typer.Argument(help="LLaVA's JSON or messages; parquet or tar files (directory, quoted pattern).")
+        str, typer.Argument(help="LLaVA's JSON or messages; parquet or tar files (directory, quoted pattern).")
     ],
     to: Annotated[
         Literal["llava", "messages", "parquet", "webdataset"], typer.Option(help="The form that is written.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import combinations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Convert, check, count and mix training data.")
 app.add_typer(convert.app, name="convert")
 
-Target = Annotated[Path, typer.Argument(help="A recipe (.yaml), or data: LLaVA's or OpenAI's form, shards, parquet.")]
+Target = Annotated[str, typer.Argument(help="A recipe (.yaml), or data: LLaVA's or OpenAI's form, shards, parquet.")]
 Images = Annotated[
     Path | None, typer.Option(help="Directory of a data file's pictures; default: the file's. Not for recipes.")
 ]
@@ -94,9 +95,7 @@ def stats(
     target: Target,
     images: Images = None,
     stage: Stage = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Another data file: which of its pictures are in TARGET, too?")
-    ] = None,
+    against: Annotated[str | None, typer.Option(help="Other data: which of its pictures are in TARGET, too?")] = None,
     against_images: Annotated[
         Path | None, typer.Option(help="Directory of that file's pictures; default: --images, or the file's.")
     ] = None,
@@ -136,14 +135,14 @@ def stats(
         pairs = list(combinations(sources, 2))
         if against is not None:
             where = against_images or images
-            other = read(SourceSpec(path=str(against), images=None if where is None else str(where)), against.stem)
+            other = read(SourceSpec(path=against, images=None if where is None else str(where)), _named(against))
             pairs += [(source, other) for source in sources]
             sources = [*sources, other]
         found = {source.name: describe(source) for source in sources}
         seen = {source.name: PictureStatistics.of(_contents(source, False, content)) for source in sources}
         tokens: dict[str, TokenStatistics] = {}
         for source in sources if words is not None else ():
-            with counting(f"{source.name}: tokens", len(source.records)) as progress:
+            with counting(f"{source.name}: tokens") as progress:
                 tokens[source.name] = TokenStatistics.of(contents.tokens(source, words, progress), max_length)
     common = [(first.name, second.name, shared(first, second, content)) for first, second in pairs]
     if as_json:
@@ -218,11 +217,10 @@ def mix(
 
 
 def _looked_at(
-    target: Path, images: Path | None, stage: str | None, overrides: list[str] | None
+    target: str, images: Path | None, stage: str | None, overrides: list[str] | None
 ) -> tuple[list[Source], dict[str, DataReport]]:
     """The sources of a data file or of a recipe's stages; for a recipe also what its stages would see of them."""
     from distilvlm.data import DataError, read
-    from distilvlm.data.inspection import inspect_together
     from distilvlm.data.stage import source_of, stage_data
     from distilvlm.models import NotHere
     from distilvlm.models.compose import build_student
@@ -232,19 +230,18 @@ def _looked_at(
     if not _is_recipe(target):
         if stage is not None or overrides:
             raise DataError(f"{target} is no recipe (.yaml): --stage and --set are for recipes")
-        return [read(SourceSpec(path=str(target), images=None if images is None else str(images)), target.stem)], {}
+        return [read(SourceSpec(path=target, images=None if images is None else str(images)), _named(target))], {}
     if images is not None:
         raise DataError(f"{target} is a recipe: its data names the pictures; --images is for data files")
     quiet_transformers()
-    recipe = load_recipe(target, overrides or [])
+    recipe = load_recipe(Path(target), overrides or [])
     stages = [one for one in recipe.stages if stage in (None, one.name)]
     if not stages:
         raise DataError(f"no stage '{stage}'; there are {', '.join(one.name for one in recipe.stages)}")
     sources = {(name, one.pictures_alone): source_of(recipe, one, name) for one in stages for name in one.data}
     try:
-        student = build_student(
-            recipe.student, recipe.seed, meta=True
-        )  # a tokenizer and a number of visual tokens will do
+        # A tokenizer and a number of visual tokens will do.
+        student = build_student(recipe.student, recipe.seed, meta=True)
     except NotHere as error:
         typer.echo(f"the student is not here ({error}): nothing is said about templates and positions", err=True)
         return list(sources.values()), {}
@@ -255,19 +252,16 @@ def _looked_at(
             if not any(len(source.records) for source in own):
                 continue  # every row is bad, as the readers tell
             data = stage_data(recipe, one, student.tokenizer, student.layout, own)
-            with counting(f"stage {one.name}", len(data)) as progress:
-                reports[key] = inspect_together(data, progress)
+            with counting(f"stage {one.name}") as progress:
+                reports[key] = data.check(progress)
     return list(sources.values()), {one.name: reports[_seen(one)] for one in stages if _seen(one) in reports}
 
 
 def _contents(source: Source, decoded: bool, content: bool) -> Contents:
     from distilvlm.data.contents import look
 
-    with (
-        counting(f"{source.name}: rows", len(source.records)) as records,
-        counting(f"{source.name}: pictures") as pictures,
-    ):
-        return look(source, decoded=decoded, content=content, records_seen=records, pictures_seen=pictures)
+    with counting(source.name) as progress:
+        return look(source, decoded=decoded, content=content, progress=progress)
 
 
 def _tokenizer(name: str) -> Any:
@@ -282,8 +276,13 @@ def _tokenizer(name: str) -> Any:
         raise DataError(f"--tokenizer {name} can't be loaded: {error}") from None
 
 
-def _is_recipe(path: Path) -> bool:
-    return path.suffix in (".yaml", ".yml")
+def _named(path: str) -> str:
+    """What a source is called; of a pattern, without what stands for others."""
+    return re.sub(r"[*?{}\[\]]", "", Path(path).stem).strip("-_.") or "data"
+
+
+def _is_recipe(path: Path | str) -> bool:
+    return Path(path).suffix in (".yaml", ".yml")
 
 
 def _recipe_sources(path: Path, stage: str | None, overrides: list[str] | None) -> dict[str, SourceSpec]:

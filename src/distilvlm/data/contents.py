@@ -22,7 +22,8 @@ from distilvlm.data.records import Record
 STRETCH = 1024
 """Records, or pictures, of a job."""
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int, str], None]
+"""Told how many are done, of how many, of what."""
 Result = TypeVar("Result")
 
 
@@ -73,20 +74,19 @@ def look(
     *,
     decoded: bool = False,
     content: bool = False,
-    records_seen: Progress | None = None,
-    pictures_seen: Progress | None = None,
+    progress: Progress | None = None,
 ) -> Contents:
     """Look at every record, and at every different picture once: its header, or more.
 
     Args:
         decoded: decode it.
         content: read all of its bytes, for which pictures are the same.
-        records_seen, pictures_seen: called with the number that was looked at, now and then.
+        progress: called now and then.
     """
     count = len(source.records)
     digests, names, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     places = [np.zeros(0, np.int64)]
-    for stretch, found in _each(_Reading(source), range(count), records_seen):
+    for stretch, found in _each(_Reading(source), range(count), "rows", progress):
         said, shown, number = found
         digests.append(said)
         names.append(shown)
@@ -100,7 +100,7 @@ def look(
     firsts = np.stack([owner[first[order]], place[first[order]]], axis=1)
     sizes, contents, problems = [np.zeros((0, 2), np.int32)], [np.zeros(0, np.uint64)], {}
     looking = _Looking(source, firsts, decoded, content)
-    for stretch, (size, digest, problem) in _each(looking, range(len(firsts)), pictures_seen):
+    for stretch, (size, digest, problem) in _each(looking, range(len(firsts)), "pictures", progress):
         sizes.append(size)
         contents.append(digest)
         problems |= {stretch.start + number: reason for number, reason in problem.items()}
@@ -116,19 +116,23 @@ def look(
     )
 
 
-def tokens(source: Source, tokenizer: object, seen: Progress | None = None) -> np.ndarray:
+def tokens(source: Source, tokenizer: object, progress: Progress | None = None) -> np.ndarray:
     """[records, 2] int32: tokens of all texts of a record (of a pair, with the chosen answer), and of its answers. No
     template is about them, and pictures are none."""
-    found = [counts for _, counts in _each(_Tokenising(source, tokenizer), range(len(source.records)), seen)]
+    found = [
+        counts for _, counts in _each(_Tokenising(source, tokenizer), range(len(source.records)), "rows", progress)
+    ]
     return np.concatenate([np.zeros((0, 2), np.int32), *found])
 
 
-def _each(work: Callable[[range], Result], every: range, seen: Progress | None) -> Iterator[tuple[range, Result]]:
+def _each(
+    work: Callable[[range], Result], every: range, of: str, progress: Progress | None
+) -> Iterator[tuple[range, Result]]:
     jobs = [every[start : start + STRETCH] for start in range(0, len(every), STRETCH)]
     for job, result in zip(jobs, mapped(work, jobs), strict=True):
         yield job, result
-        if seen:
-            seen(job.stop)
+        if progress:
+            progress(job.stop, len(every), of)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from distilvlm.data import geometry
 from distilvlm.data.batch import BadRow
@@ -13,6 +16,7 @@ from distilvlm.data.problems import RowError
 from distilvlm.data.records import Record
 from distilvlm.data.report import DataReport, SourceReport
 from distilvlm.data.template import Encoded
+from distilvlm.storage import is_inside
 
 if TYPE_CHECKING:
     from distilvlm.data.dataset import StageData
@@ -20,27 +24,37 @@ if TYPE_CHECKING:
 STRETCH = 512
 """Samples of a job."""
 
+PAYS = 8 * STRETCH
+"""Samples from which on several processes look at them."""
 
-def inspect(data: StageData, progress: Callable[[int], None] | None, indices: Sequence[int]) -> DataReport:
+HEADERS = 65_536
+"""Pictures whose header a process remembers."""
+
+
+def inspect(
+    data: StageData,
+    progress: Callable[[int, int], None] | None,
+    indices: Sequence[int],
+    processes: int | None = None,
+) -> DataReport:
     """What is known of the samples `indices`, and every row among them, or that the readers met, that can't be used.
-    Nothing is decoded."""
-    look = _Look({source.name: SourceReport() for source in data.sources})
-    for seen, index in enumerate(indices):
-        look.at(data, index)
-        if progress:
-            progress(seen + 1)
-    return _report(data, [look])
+    Nothing is decoded; the data gets to know its samples' lengths.
 
-
-def inspect_together(data: StageData, progress: Callable[[int], None] | None = None) -> DataReport:
-    """As `inspect`, of all samples and by several processes. The data does not get to know its samples' lengths."""
-    every = range(len(data))
-    jobs = [every[start : start + STRETCH] for start in range(0, len(every), STRETCH)]
+    Args:
+        progress: called now and then with how many samples were seen, of how many.
+        processes: that share the work; default: one, or one for each core where it is much.
+    """
+    if processes is None and len(indices) < PAYS:
+        processes = 1
+    jobs = [indices[start : start + STRETCH] for start in range(0, len(indices), STRETCH)]
     looks: list[_Look] = []
-    for job, look in zip(jobs, mapped(_Inspecting(data), jobs), strict=True):
+    seen = 0
+    for job, look in zip(jobs, mapped(_Inspecting(data), jobs, processes), strict=True):
+        data.learn_lengths(job, look.known)
         looks.append(look)
+        seen += len(job)
         if progress:
-            progress(job.stop)
+            progress(seen, len(indices))
     return _report(data, looks)
 
 
@@ -54,24 +68,37 @@ class _Look:
     """What some samples showed."""
 
     counts: dict[str, SourceReport]
+    known: np.ndarray  # [samples, sequences] int32: lengths, 0 where they are not known
     bad: list[BadRow] = field(default_factory=list)
-    lengths: dict[str, list[int]] = field(default_factory=dict)
-    headers: dict[str, str | None] = field(default_factory=dict)
+    lengths: dict[str, array[int]] = field(default_factory=dict)  # of all sequences of a source
 
-    def at(self, data: StageData, index: int) -> None:
-        """Look at a sample."""
-        record = data.record(index)
-        counts = self.counts[record.key.source]
+
+class _Inspecting:
+    """A look at a stretch of samples."""
+
+    def __init__(self, data: StageData) -> None:
+        self.data = data
+        self.headers: dict[str, str | None] = {}
+
+    def __call__(self, stretch: Sequence[int]) -> _Look:
+        counts = {source.name: SourceReport() for source in self.data.sources}
+        width = 1 if self.data.preferences is None else 2
+        look = _Look(counts, np.zeros((len(stretch), width), np.int32))
+        for number, index in enumerate(stretch):
+            self._at(look, number, index)
+        return look
+
+    def _at(self, look: _Look, number: int, index: int) -> None:
+        data, record = self.data, self.data.record(index)
+        counts = look.counts[record.key.source]
         try:
             sequences = _sequences(data, index)
             beside = data.beside(index, sequences[0])
             for position, path in enumerate(record.images):
-                if path not in self.headers:
-                    self.headers[path] = geometry.problem(path)
-                if self.headers[path] is not None:
-                    raise RowError(image_field(record, position), str(self.headers[path]))
+                if (problem := self._problem(path)) is not None:
+                    raise RowError(image_field(record, position), problem)
         except RowError as error:
-            self.bad.append(BadRow(record.key, error.field, error.reason))
+            look.bad.append(BadRow(record.key, error.field, error.reason))
             counts.bad += 1
             return
         _count(counts, record, sequences)
@@ -79,21 +106,19 @@ class _Look:
             row, paired = beside
             counts.paired += int(paired.sum())
             counts.teachers_longest = max(counts.teachers_longest, len(row.input_ids))
-        self.lengths.setdefault(record.key.source, []).extend(data.note_lengths(index, sequences))
+        lengths = data.note_lengths(index, sequences)
+        look.lengths.setdefault(record.key.source, array("i")).extend(lengths)
+        if data.preferences != "rated":  # as `note_lengths`
+            look.known[number] = lengths
 
-
-@dataclass(frozen=True)
-class _Inspecting:
-    """A look at a stretch of samples, in a process of its own."""
-
-    data: StageData
-
-    def __call__(self, stretch: range) -> _Look:
-        look = _Look({source.name: SourceReport() for source in self.data.sources})
-        for index in stretch:
-            look.at(self.data, index)
-        look.headers.clear()
-        return look
+    def _problem(self, path: str) -> str | None:
+        if is_inside(path):  # a shard's index has looked at it
+            return None
+        if path not in self.headers:
+            if len(self.headers) >= HEADERS:
+                self.headers.clear()
+            self.headers[path] = geometry.problem(path)
+        return self.headers[path]
 
 
 def _report(data: StageData, looks: Sequence[_Look]) -> DataReport:
@@ -108,7 +133,8 @@ def _report(data: StageData, looks: Sequence[_Look]) -> DataReport:
         )
         for look in looks:
             counts.add(look.counts[source.name])
-        counts.measure([length for look in looks for length in look.lengths.get(source.name, ())])
+        own = [np.array(look.lengths.get(source.name, ()), np.int32) for look in looks]
+        counts.measure(np.concatenate([np.zeros(0, np.int32), *own]))
         report.sources[source.name] = counts
         report.bad.extend(source.bad)
     for look in looks:

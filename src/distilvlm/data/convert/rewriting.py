@@ -26,6 +26,7 @@ from distilvlm.data.problems import DataError, RowError
 from distilvlm.data.records import Preferences
 from distilvlm.data.streams import MalformedRow, open_rows
 from distilvlm.data.turns import kind, picture_path
+from distilvlm.storage import is_remote
 
 Form = Literal["llava", "messages", "parquet", "webdataset"]
 
@@ -52,9 +53,8 @@ class Rewritten:
     def entry(self) -> str:
         """The recipe's `data:` section for it, for a recipe in its directory."""
         parent = self.out.parent.absolute()
-        told: dict[str, Any] = {"path": self.out.name, "rows": self.rows}
-        if self.images is not None:
-            told["images"] = os.path.relpath(self.images, parent)
+        images = {} if self.images is None else {"images": os.path.relpath(self.images, parent)}
+        told = {"path": self.out.name, **images, "rows": self.rows}
         return yaml.safe_dump({"data": {self.out.stem: told}}, sort_keys=False, allow_unicode=True).rstrip()
 
 
@@ -86,7 +86,7 @@ def rewrite(
     Raises:
         DataError: `out` is there already; the source can't be read; rows that can't be used (lists them).
     """
-    source, out = Path(source), Path(out)
+    name, source, out = str(source), Path(source), Path(out)
     _check(out, to, shard_size)
     own = is_json(source)
     embeds = to == "webdataset" or (to == "parquet" and pictures == "embedded")
@@ -95,7 +95,7 @@ def rewrite(
     bad: list[Fault] = []
     with whole(out) as partial:
         with _Writer.of(to, partial, out.stem, shard_size) as writer:
-            for seen, (file, number, value) in enumerate(_rows(source)):
+            for seen, (file, number, value) in enumerate(_rows(name)):
                 try:
                     row, held = passing.opened(value)
                     if not bad or on_bad_row == "quarantine":
@@ -127,19 +127,20 @@ def _check(out: Path, to: Form, shard_size: int) -> None:
         arrow.need_pyarrow()
 
 
-def _rows(source: Path) -> Iterator[tuple[str, int, Any]]:
+def _rows(name: str) -> Iterator[tuple[str, int, Any]]:
     """(file, number, row): JSON as it is read; of other files the opened row, or why it is none."""
-    if _is_table(source):
+    source = Path(name)
+    if not is_remote(name) and _is_table(source):
         is_saved = source.is_dir() and datasets.is_saved(source)
         table = datasets.table(source, None) if is_saved else parquet.table(source, None)
         for file, number, told in table.rows:
             named = tables.named(told, table.labels)
             yield file, number, _tried(lambda named=named: columns.restored(named))
         return
-    rows, own = open_rows(str(source)), is_json(source)
+    rows, own = open_rows(name), is_json(source)
     for number, value in enumerate(rows.stretch(0, len(rows))):
         packed = isinstance(value, dict) and not own
-        yield str(source), number, _tried(lambda row=value: shards.restored(row)) if packed else value
+        yield name, number, _tried(lambda row=value: shards.restored(row)) if packed else value
 
 
 def _is_table(source: Path) -> bool:
