@@ -1,9 +1,14 @@
 """Runs recipes in forked children that die where they are told to: one import of torch for hundreds of kills.
 
-Reads one JSON object a line from standard input: {recipe, directory, log, die_at, stop_at, stop_rank, group,
-world, disable, overrides}; answers one line: {"statuses": [...]}. `die_at` is the number of the file operation or
-optimiser step before which a child kills itself with SIGKILL; in its optimiser step `stop_at` process `stop_rank` sends
-itself, or its `group`, SIGTERM. The server itself never runs autograd, which does not survive a fork.
+Reads one JSON object a line from standard input: {recipe, directory, log, world, overrides, disable}, and how it shall
+go wrong; answers one line: {"statuses": [...], "killed": ...}.
+
+* `die_at`: the number of the file operation or optimiser step before which a child kills itself with SIGKILL.
+* `stop_at`, `stop_rank`, `group`: in optimiser step `stop_at` process `stop_rank` sends itself, or its group, SIGTERM.
+* `how`, `fail_at`: writes are counted instead, and `fail_at` fails that way (writes.py).
+* `kill_after`, `whom`: after so many seconds a process, or the launcher, is killed.
+
+The server itself never runs autograd, which does not survive a fork.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -27,6 +33,9 @@ import distilvlm.runs.execute
 import distilvlm.runs.expense
 from distilvlm.cli.options import interruptible
 from distilvlm.runs import checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.runs.writes import Writes
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
@@ -85,7 +94,11 @@ def child(request: dict[str, Any], rank: int, port: int) -> None:
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    Deathbed(request.get("die_at"), Path(request["log"] + str(rank)), Path(request["directory"]))
+    log, directory = Path(request["log"] + str(rank)), Path(request["directory"])
+    if "how" in request:
+        Writes(directory, request.get("fail_at"), request["how"], log)
+    else:
+        Deathbed(request.get("die_at"), log, directory)
     if request.get("disable") == "loading":
         checkpoint.load_weights = lambda *_: None
     if request.get("group"):
@@ -98,28 +111,76 @@ def child(request: dict[str, Any], rank: int, port: int) -> None:
         torch.distributed.destroy_process_group()
 
 
+def fork(request: dict[str, Any], port: int) -> list[int]:
+    """Start the processes of a run; their ids."""
+    children = []
+    for rank in range(request.get("world", 1)):
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(2, 1)  # nothing but answers goes to standard output
+            try:
+                child(request, rank, port)
+            except typer.Exit as ended:
+                os._exit(ended.exit_code)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(pid)
+    return children
+
+
+def launch(request: dict[str, Any], port: int) -> int:
+    """Start the processes of a run under a launcher, which ends all when one fails, as torchrun does; returns its id.
+    When it is killed itself, they are not."""
+    place = Path(request["log"] + "pids")
+    place.unlink(missing_ok=True)
+    launcher = os.fork()
+    if launcher:
+        while not place.exists():
+            time.sleep(0.001)
+        return launcher
+    left = fork(request, port)
+    place.with_suffix(".new").write_text(" ".join(map(str, left)))
+    place.with_suffix(".new").rename(place)
+    failed = False
+    while left:
+        pid, status = os.wait()
+        left.remove(pid)
+        if status and not failed:
+            failed = True
+            for other in left:
+                os.kill(other, signal.SIGTERM)
+    os._exit(int(failed))
+
+
+def killed(request: dict[str, Any], port: int) -> tuple[list[int], bool]:
+    """Kill a process (of a rank, or -1: the launcher) of a run after some seconds; the launcher's status, and whether
+    the run was still there then."""
+    launcher = launch(request, port)
+    pids = [int(pid) for pid in Path(request["log"] + "pids").read_text().split()]
+    end = time.monotonic() + request["kill_after"]
+    while time.monotonic() < end:
+        ended, status = os.waitpid(launcher, os.WNOHANG)
+        if ended:
+            return [status], False
+        time.sleep(0.002)
+    os.kill(launcher if request["whom"] < 0 else pids[request["whom"]], signal.SIGKILL)
+    return [os.waitpid(launcher, 0)[1]], True
+
+
 def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        children = []
-        for rank in range(request.get("world", 1)):
-            pid = os.fork()
-            if pid == 0:
-                os.dup2(2, 1)  # nothing but answers goes to standard output
-                try:
-                    child(request, rank, port)
-                except typer.Exit as ended:
-                    os._exit(ended.exit_code)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            children.append(pid)
-        statuses = [os.waitpid(pid, 0)[1] for pid in children]
-        sys.stdout.write(json.dumps({"statuses": statuses}) + "\n")
+        hit = False
+        if "kill_after" in request:
+            statuses, hit = killed(request, port)
+        else:
+            statuses = [os.waitpid(pid, 0)[1] for pid in fork(request, port)]
+        sys.stdout.write(json.dumps({"statuses": statuses, "killed": hit}) + "\n")
         sys.stdout.flush()
 
 

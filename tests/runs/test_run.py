@@ -26,6 +26,7 @@ from distilvlm.recipe import Recipe
 from distilvlm.runs import execute
 from distilvlm.runs.directory import RunDirectory, RunError
 from distilvlm.runs.events import read_events
+from distilvlm.runs.lock import locked
 from distilvlm.teachers import TeacherError
 from distilvlm.train import NonFiniteError
 
@@ -94,7 +95,7 @@ def test_a_directory_of_something_else_is_left_alone(recipe: Path, tmp_path: Pat
 
 
 def test_a_second_process_is_refused(recipe: Path, tmp_path: Path, server: Server) -> None:
-    with RunDirectory(tmp_path / "run").locked():
+    with locked(tmp_path / "run"):
         statuses, _ = server.run(recipe, tmp_path / "run")
     assert statuses != [0]
     assert f"in use by process {os.getpid()}" in server.errors()

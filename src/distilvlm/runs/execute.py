@@ -18,6 +18,7 @@ from distilvlm.data import export_chat_template
 from distilvlm.models import hosted
 from distilvlm.models.alone import Encoder
 from distilvlm.models.encoder_directory import load_encoder, save_encoder
+from distilvlm.models.files import verify
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe, read_dump
@@ -31,8 +32,10 @@ from . import about
 from .console import CONSOLE, reporter
 from .consultation import consult
 from .directory import RunDirectory, RunError
+from .disk import explained
 from .encoders import Encoders, keep_importance, standardise, take_adapters
 from .expense import expect
+from .lock import locked
 from .material import check
 from .stage import StageRun
 from .student import Student
@@ -68,14 +71,16 @@ def run(
 
     Raises:
         RecipeError, RunError, DataError, TeacherError: before the first step, naming what to change.
+        DiskError: what the run writes to is full, read-only or broken; at any time.
+        Stopped: the process was asked to stop, within `stopping.stoppable()`.
         NonFiniteError: a loss term or gradient was not finite; the batch is kept under `failures/`.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     place = RunDirectory(directory if directory is not None else Path("runs") / recipe.name)
-    with _accelerator(recipe, place) as accelerator:
+    with explained(recipe, place), _accelerator(recipe, place) as accelerator:
         main = accelerator.is_main_process
-        with place.locked() if main else contextlib.nullcontext():
+        with locked(place.path) if main else contextlib.nullcontext():
             if main:
                 place.claim(recipe)
                 place.sweep()
@@ -161,20 +166,22 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
 
 
 def _save(recipe: Recipe, student: VLM | Encoder, place: RunDirectory) -> None:
-    """The finished student, with the template that its last stage of language was taught."""
+    """The finished student, with the template that its last stage of language was taught; what is there is damaged."""
+    if place.model.exists():
+        logger.warning("%s is damaged (%s): written anew", place.model, "; ".join(verify(place.model, contents=False)))
     student.to("cpu")
     if isinstance(student, Encoder):
-        save_encoder(student.model.tower, student.layout, place.model, recipe.pictures.geometry)
+        save_encoder(student.model.tower, student.layout, place.model, recipe.pictures.geometry, replace=True)
         logger.info("the finished student: %s", place.model)
         return
     taught = next((stage for stage in reversed(recipe.stages) if not stage.pictures_alone), None)
     kind = None if taught is None else recipe.data[taught.data[-1]].template
     if student.adaptors:
         assert kind is not None  # a stage that trains an adaptor has a term of language
-        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, kind)
+        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, kind, replace=True)
     else:
         template = None if kind is None else export_chat_template(kind, student.tokenizer)
-        save(student, place.model, recipe.pictures.geometry, template)
+        save(student, place.model, recipe.pictures.geometry, template, replace=True)
     logger.info("the finished student: %s", place.model)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from distilvlm.data import BadRow, DataError, DataReport, Grouping, Order, Source, StageData, raise_or_quarantine
@@ -23,7 +24,7 @@ from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
 
-from .directory import RunDirectory
+from .directory import RunDirectory, recalled
 from .encoders import Encoders
 
 logger = logging.getLogger(__name__)
@@ -123,10 +124,16 @@ def _checked(
     kept = place.path / "data" / f"{digest[:16]}.json"
     lengths = kept.with_suffix(".safetensors")
     with accelerator.main_process_first():  # the others find the main process's report
-        if kept.exists():
-            report = DataReport.restored(json.loads(kept.read_text()))
-            if lengths.exists():
-                data.recall_lengths(load(lengths.read_bytes()))
+        found, known = recalled(kept), None
+        try:
+            known = load(lengths.read_bytes()) if lengths.exists() else None
+        except SafetensorError as error:
+            logger.warning("%s is damaged (%s): made anew", lengths, error)
+            found = None
+        if found is not None:
+            report = DataReport.restored(found)
+            if known is not None:
+                data.recall_lengths(known)
         else:
             report = data.check()
             raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
