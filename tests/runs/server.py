@@ -6,6 +6,7 @@ go wrong; answers one line: {"statuses": [...], "killed": ...}.
 * `die_at`: the number of the file operation or optimiser step before which a child kills itself with SIGKILL.
 * `stop_at`, `stop_rank`, `group`: in optimiser step `stop_at` process `stop_rank` sends itself, or its group, SIGTERM.
 * `how`, `fail_at`: writes are counted instead, and `fail_at` fails that way (writes.py).
+* `prelude`: Python that a child runs first, and knows its `rank`.
 * `kill_after`, `whom`: after so many seconds a process, or the launcher, is killed.
 
 The server itself never runs autograd, which does not survive a fork.
@@ -105,6 +106,7 @@ def child(request: dict[str, Any], rank: int, port: int) -> None:
         os.setpgrp()
     if request.get("stop_rank") == rank:
         stop_in(request["stop_at"], request.get("group", False))
+    exec(request.get("prelude", ""), {"rank": rank})
     with interruptible() if "stop_at" in request else contextlib.nullcontext():
         distilvlm.runs.execute.run(request["recipe"], request.get("overrides", {}), request["directory"])
     if world > 1:

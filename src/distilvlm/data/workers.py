@@ -36,7 +36,7 @@ CERTAIN = 0.5
 """Seconds in which an error shows to have been a death: its connections break before the process has ended."""
 
 REMEDIES = {
-    signal.SIGKILL: "most likely by the kernel, which was short of memory (dmesg): fewer machine.workers, or smaller pictures",
+    signal.SIGKILL: "most likely by the kernel, which was short of memory (dmesg): fewer machine.workers",
     signal.SIGBUS: "most likely for want of shared memory (/dev/shm; in a container --shm-size): fewer machine.workers",
     signal.SIGSEGV: "a library crashed, most likely while it decoded a picture: look at those below",
 }
@@ -117,7 +117,7 @@ class Workers:
         )
         self._made: Any = iter(loader)
         if threading.current_thread() is threading.main_thread():
-            # Instead of torch's own, which raises wherever the main thread happens to be: in the middle of an update, too.
+            # Instead of torch's own, which raises wherever the main thread happens to be, in the middle of an update, too.
             signal.signal(signal.SIGCHLD, self._died)
 
     def _died(self, number: int, frame: FrameType | None) -> None:
@@ -153,8 +153,8 @@ class Workers:
             keys = [self._data.record(index).key for samples in self._under_way for _, index in samples]
             rows = ", ".join(f"{key.file} row {key.row}" for key in keys)
             raise DataError(
-                f"{what}. Loader processes died {self._row} times in a row and got no further; they were at one of these: "
-                f"{rows}. With machine.workers=0 the error comes up in the run itself"
+                f"{what}. Loader processes died {self._row} times in a row and got no further; they were at one of "
+                f"these: {rows}. With machine.workers=0 the error comes up in the run itself"
             ) from error
         logger.warning("%s: they are started again and make the same batches (%d of %d)", what, self._row, RESTARTS)
         self._start()

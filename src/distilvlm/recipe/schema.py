@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.batches import check_batches
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
+from distilvlm.recipe.faults import Explosion
 from distilvlm.recipe.models import ModelSpec, TeacherSpec
 from distilvlm.recipe.schedules import SCHEDULED, Ramp, check, filled
 from distilvlm.recipe.section import Section
@@ -49,7 +50,10 @@ class SourceSpec(Section):
     """One data source: LLaVA JSON/JSONL or OpenAI-style messages; also pairs of answers, or rated ones; for a stage
     that learns from pictures alone also a directory of pictures."""
 
-    path: str
+    path: str = Field(
+        description="a JSON or JSONL file; or shards, .tar (WebDataset) or .parquet: a file, a directory, a pattern "
+        "(s3://bucket/x-*.tar) or a range (x-{000..127}.tar), here or in any store that fsspec opens"
+    )
     images: str | None = Field(
         default=None, description="directory that picture paths are relative to; default: the file's"
     )
@@ -221,8 +225,10 @@ class StageSpec(Section):
     loss: LossSpec = LossSpec()
     encoder: ComparisonSpec = Field(default=ComparisonSpec(), description="what stands behind loss.encoder")
     optim: OptimSpec
-    order: Literal["random", "grouped"] = Field(
-        default="random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
+    order: Literal["random", "grouped", "shards"] = Field(
+        default="random",
+        description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler); shards: shards in random "
+        "order, each read from front to back and shuffled nearby, for storage that is slow at random",
     )
     max_length: int = Field(default=2048, gt=0, description="positions, visual tokens included; longer rows are cut")
     reference: list[Departure] = Field(
@@ -298,6 +304,22 @@ class MachineSpec(Section):
         description="a row that can't be used stops the run, or goes to quarantine.jsonl and is counted",
     )
     trackers: list[str] = Field(default=[], description="accelerate's trackers: tensorboard, wandb, trackio, ...")
+    explosion: Explosion = Explosion()
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds that a process may stand still before the others give it up (torch's own for gloo)",
+    )
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _engines(cls, name: object) -> object:
+        if name in ("deepspeed", "zero"):
+            raise ValueError(
+                "DeepSpeed is not among the engines: 'fsdp' splits weights, gradients and moments as its ZeRO stage 3 "
+                "does, 'offload: true' keeps them on the CPU. Set 'parallel: fsdp'"
+            )
+        return name
 
     @model_validator(mode="after")
     def _sharded_only(self) -> MachineSpec:

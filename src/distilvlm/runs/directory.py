@@ -16,7 +16,7 @@ RUN/
     about.json                 what the stage trains, on what, against what
     checkpoints/00000500/      what continuing needs, while the stage runs
     final/                     what the stage trained
-  failures/                    batches of a non-finite loss
+  trouble/                     updates that were not made: batches of a loss that is not finite, with what was found
   adapters/                    what stood between the student and its encoders, for measuring; no part of the student
   model/                       the finished student: a stock Hugging Face checkpoint, its adaptors without their base,
                                or an encoder alone
@@ -73,7 +73,7 @@ class RunDirectory:
         self.importance = self.path / "importance.json"
         self.standards = self.path / "standards.safetensors"
         self.adapters = self.path / "adapters"
-        self.failures = self.path / "failures"
+        self.trouble = self.path / "trouble"
         self.references = self.path / "references"
         self.model = self.path / "model"
         self.trackers = self.path / "trackers"

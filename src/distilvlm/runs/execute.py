@@ -7,12 +7,14 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from distilvlm.data import export_chat_template
 from distilvlm.models import hosted
@@ -37,6 +39,7 @@ from .encoders import Encoders, keep_importance, standardise, take_adapters
 from .expense import expect
 from .lock import locked
 from .material import check
+from .peers import MARGIN
 from .stage import StageRun
 from .student import Student
 from .teaching import fill_before_run
@@ -73,7 +76,9 @@ def run(
         RecipeError, RunError, DataError, TeacherError: before the first step, naming what to change.
         DiskError: what the run writes to is full, read-only or broken; at any time.
         Stopped: the process was asked to stop, within `stopping.stoppable()`.
-        NonFiniteError: a loss term or gradient was not finite; the batch is kept under `failures/`.
+        NonFiniteError, ExplodingError: an update was not made; its batch is kept under `trouble/`.
+        MemoryShortageError: with what was planned wrong, and what fits.
+        PeerError: another process is gone.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -199,6 +204,13 @@ def _encoders(recipe: Recipe, student: Student, left: Sequence[StageRun], accele
 
 @contextlib.contextmanager
 def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("1", "true", "yes"):
+            raise RunError(
+                f"accelerate was told to use {engine}, which would not know what a run saves. How processes share a "
+                "student is the recipe's machine.parallel: launch with a plain configuration (accelerate launch "
+                "--multi_gpu), and set machine.parallel=fsdp to split it"
+            )
     # accelerate keeps its state for the life of the process; the next run may want another precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -207,6 +219,7 @@ def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
         mixed_precision="bf16" if recipe.machine.precision == "bf16" else "no",
         log_with=list(recipe.machine.trackers) or None,
         project_dir=str(place.trackers),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.machine.timeout + MARGIN))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
