@@ -32,7 +32,7 @@ class Command:
     def arguments(self) -> tuple[str, ...] | None:
         """What follows `distilvlm`, also behind a launcher; None where another program is called."""
         names = [Path(word).name for word in self.words]
-        launched = names[0] in ("torchrun", "accelerate")
+        launched = names[0] in ("torchrun", "accelerate", "srun")
         if "distilvlm" not in (names if launched else names[:1]):
             return None
         return self.words[names.index("distilvlm") + 1 :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -121,6 +122,16 @@ def test_programs_are_known(group: Any) -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     for asked in re.findall(r"pip install '?(?:distilvlm|\.)\[([\w,]+)\]", text):
         assert set(asked.split(",")) <= set(extras), asked
+
+
+def test_job_scripts_are_bash_and_start_a_process_for_every_gpu() -> None:
+    scripts = [block for page in PAGES for block in blocks(page) if block.text.startswith("#!/bin/bash")]
+    assert scripts
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script.text, text=True, check=True)
+        asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script.text, re.MULTILINE))
+        assert len(asked) == script.text.count("#SBATCH --") - script.text.count("--requeue\n")
+        assert f"--nproc-per-node {asked['gpus-per-node']} " in script.text and asked["ntasks-per-node"] == "1"
 
 
 def test_every_extra_is_told_of_once() -> None:

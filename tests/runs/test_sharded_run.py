@@ -13,6 +13,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import distilvlm
 from distilvlm.recipe import RecipeError, load_recipe
 from distilvlm.runs.directory import RunError
 from distilvlm.runs.events import read_events
@@ -186,6 +187,17 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
     (tmp_path / part("x", 2, 4)).unlink()
     with pytest.raises(RunError, match="holds 3 of 4 files of x"):
         Stored(tmp_path, "x")
+
+
+def test_deepspeed_is_refused_with_what_does_the_same(path: Path) -> None:
+    with pytest.raises(RecipeError, match="Set 'parallel: fsdp'"):
+        load_recipe(path, ["machine.parallel=deepspeed"])
+
+
+def test_a_launcher_does_not_choose_the_engine(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=r"accelerate was told to use DEEPSPEED.* set machine.parallel=fsdp"):
+        distilvlm.run(path, directory=tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["offload", "shard_teacher"])
