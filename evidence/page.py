@@ -60,7 +60,7 @@ def _section(table: Table, seeds: Sequence[SeedResult]) -> list[str]:
 
 
 def _verdicts(table: Table, seeds: Sequence[SeedResult]) -> str:
-    lines = ["| claim | of | difference, mean over seeds [lowest, highest] | verdict |", "|---|---|---:|---|"]
+    lines = ["| claim | whose | difference, mean over seeds [lowest, highest] | verdict |", "|---|---|---:|---|"]
     for claim, gaps, said, figure in claims(table, seeds):
         which = f"{claim.rows[0]} − {claim.rows[1]}, {claim.questions}, {figure.title}"
         lines.append(f"| {claim.says} | {claim.source} | {which}: {_spread(figure, gaps, '+')} | {said} |")

@@ -27,7 +27,8 @@ seed, each with its 95% interval over pictures:
   is no share).
 * **not decided here**: everything else, and fewer than three seeds.
 
-"The same" holds where every answer is worth the same on every seed, to the last digit; else it does not.
+"The same" holds where every answer is worth the same on every seed, to the last digit; else it does not. A claim is the
+paper's, or a control that the paper lacks, or ours.
 """
 
 
