@@ -339,7 +339,7 @@ def rows(
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=1, default=str))
         return
-    files = f" in {done.files} files" if to == "webdataset" else ""
+    files = f" in {done.files} shards" if to == "webdataset" and done.files > 1 else ""
     typer.echo(f"{done.out}: {done.rows} rows{files}, {done.pictures} pictures")
     if done.renamed:
         typer.echo(f"{done.renamed} pictures are called by their content now: their names were not theirs alone")
