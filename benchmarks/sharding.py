@@ -37,7 +37,19 @@ from distilvlm.quickstart import questions
 from distilvlm.runs.events import read_events
 from distilvlm.train.rows import local
 
-FIELDS = ["date", "machine", "torch", "processes", "parallel", "difference", "held_mib", "peak_mib", "seconds"]
+FIELDS = [
+    "date",
+    "machine",
+    "torch",
+    "width",
+    "layers",
+    "processes",
+    "parallel",
+    "difference",
+    "held_mib",
+    "peak_mib",
+    "seconds",
+]
 UPDATES, SAVED = 6, 2
 
 VISION = {
@@ -54,14 +66,14 @@ def language(width: int, layers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_recipe(directory: Path) -> Path:
+def write_recipe(directory: Path, width: int, layers: int) -> Path:
     data = directory / "data"
     questions.write(data)
     source = {"path": str(data / "conversations.json"), "images": str(data)}
     model = {"vision": {"config": VISION}}
     recipe = {
         "name": "sharding",
-        "student": {**model, "language": {"config": language(256, 6), "tokenizer": str(data / "tokenizer")}},
+        "student": {**model, "language": {"config": language(width, layers), "tokenizer": str(data / "tokenizer")}},
         "teacher": {**model, "language": {"config": language(320, 6), "tokenizer": str(data / "tokenizer")}},
         "data": {"questions": source},
         "stages": [
@@ -146,16 +158,18 @@ def figures(run: Path, one: Path) -> dict[str, object]:
     }
 
 
-def measured() -> Iterator[dict[str, object]]:
+def measured(width: int, layers: int, continued: bool) -> Iterator[dict[str, object]]:
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        recipe, one = write_recipe(directory), directory / "one"
+        recipe, one = write_recipe(directory, width, layers), directory / "one"
         launch(recipe, one, 1, "ddp")
         yield {"processes": 1, "parallel": "-", **figures(one, one)}
         for processes, parallel in ((2, "ddp"), (2, "fsdp"), (4, "fsdp")):
             run = directory / f"{parallel}{processes}"
             launch(recipe, run, processes, parallel)
             yield {"processes": processes, "parallel": parallel, **figures(run, one)}
+        if not continued:
+            return
         launch(recipe, directory / "killed", 2, "fsdp", die=SAVED + 2)
         for processes in (1, 2, 4):
             run = directory / f"continued{processes}"
@@ -255,6 +269,9 @@ def main() -> None:
         return child(Path(recipe), Path(run), int(die), settings)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulate", action="store_true", help="many GPUs, from measured computation")
+    parser.add_argument("--width", type=int, default=256, help="of the student's language model")
+    parser.add_argument("--layers", type=int, default=6, help="of the student's language model")
+    parser.add_argument("--whole", action="store_true", help="no run is killed and continued")
     measuring.arguments(parser, "sharding.csv")
     options = parser.parse_args()
     if options.simulate:
@@ -265,8 +282,9 @@ def main() -> None:
         return None
     common = measuring.prepare(options)
     rows = []
-    for row in measured():
+    for row in measured(options.width, options.layers, not options.whole):
         print(row, flush=True)
+        row |= {"width": options.width, "layers": options.layers}
         rows.append({**{name: common[name] for name in FIELDS if name in common}, **row})
     return measuring.write(options, FIELDS, rows)
 

@@ -194,6 +194,12 @@ def test_deepspeed_is_refused_with_what_does_the_same(path: Path) -> None:
         load_recipe(path, ["machine.parallel=deepspeed"])
 
 
+def test_a_teacher_of_few_bits_is_not_split(path: Path) -> None:
+    asked = ["machine.parallel=fsdp", "machine.shard_teacher=true", "teacher.precision=8bit"]
+    with pytest.raises(RecipeError, match=r"a teacher in 8 or 4 bits can't be split"):
+        load_recipe(path, asked)
+
+
 def test_a_launcher_does_not_choose_the_engine(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(RunError, match=r"accelerate was told to use DEEPSPEED.* set machine.parallel=fsdp"):

@@ -66,6 +66,7 @@ class SourceSpec(Section):
         default=None, gt=0, description="number of rows the file must have; plan uses it without the file"
     )
     take: int | None = Field(default=None, gt=0, description="use only the first so many rows")
+    licence: str | None = Field(default=None, description="of the data, for the student's card")
     weight: float = Field(
         default=1.0,
         gt=0,
@@ -335,6 +336,8 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
+    licence: str | None = Field(default=None, description="of the student, as its card says it, e.g. apache-2.0")
+    intended_use: str | None = Field(default=None, description="what the student is for and what not: for its card")
     seed: int = Field(default=1234, ge=0, description="LLaVA-KD's scripts use 1234")
     student: ModelSpec
     teacher: TeacherSpec | None = None
@@ -365,6 +368,11 @@ class Recipe(Section):
                 )
             if stage.loss.needs_teacher and self.teacher is None:
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
+        if self.machine.shard_teacher and self.teacher is not None and self.teacher.bits is not None:
+            raise ValueError(
+                "machine.shard_teacher: a teacher in 8 or 4 bits can't be split over processes; set it to false, or "
+                "teacher.precision to bf16"
+            )
         self._check_transforms()
         self._check_adaptors()
         check_encoders(self)
