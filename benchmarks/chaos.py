@@ -45,6 +45,9 @@ from tests.runs.conftest import Server, weights
 from tests.runs.test_failing_writes import check, write_small
 from tests.runs.tiny import write_recipe
 
+EARLY = 0.6
+"""A kill comes in this first part of the time that an undisturbed run takes, so that a run has several."""
+
 UPDATES, EVERY, KEEP = 20, 4, 2
 """Of each stage: updates, updates between checkpoints, checkpoints kept."""
 
@@ -132,11 +135,11 @@ def finish(
     while True:
         before, last = saved(run), tally.kills >= wanted
         whom = draw.choice([*range(start.processes), *([-1] if start.processes > 1 else [])])
-        after = 3600.0 if last else draw.uniform(0, span)
+        after = 3600.0 if last else draw.uniform(0, EARLY * span)
         began = time.monotonic()
         hit, well, told = start.start(run, after, whom)
         seconds = time.monotonic() - began
-        if not hit and well:
+        if well:
             return
         if not hit:
             if "is in use by process" not in told:

@@ -167,8 +167,12 @@ def killed(request: dict[str, Any], port: int) -> tuple[list[int], bool]:
         if ended:
             return [status], False
         time.sleep(0.002)
-    os.kill(launcher if request["whom"] < 0 else pids[request["whom"]], signal.SIGKILL)
-    return [os.waitpid(launcher, 0)[1]], True
+    try:
+        os.kill(launcher if request["whom"] < 0 else pids[request["whom"]], signal.SIGKILL)
+        hit = True
+    except ProcessLookupError:  # it has just ended
+        hit = False
+    return [os.waitpid(launcher, 0)[1]], hit
 
 
 def serve() -> None:

@@ -80,6 +80,19 @@ def test_the_command_saves_and_says_continue_me(
     assert_same(weights(run(recipe, directory=tmp_path / "run").directory), undisturbed)
 
 
+def test_a_comparison_passes_it_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signalled(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(cli, "_configure_logging", lambda: None)
+    monkeypatch.setattr("distilvlm.compare.compare", signalled)
+    monkeypatch.setattr(sys, "argv", ["distilvlm", "compare", str(tmp_path / "comparison.yaml")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == CONTINUE
+
+
 def test_asked_in_the_last_update_of_a_stage_the_stage_is_finished(
     recipe: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

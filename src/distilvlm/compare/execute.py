@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from distilvlm.recipe import TEXT, Recipe, RecipeError, load_recipe
 from distilvlm.recipe.errors import nearest
 from distilvlm.report import SAMPLES, write_report
 from distilvlm.runs.execute import run
+from distilvlm.runs.lock import locked
 
 from .ask import Asker
 from .facts import Facts, facts_of
@@ -39,6 +40,7 @@ def compare(
 
     Raises:
         RecipeError: the comparison or one of its recipes is wrong; before anything is made.
+        InUseError: another process works in the directory.
         DataError, RunError, TeacherError, NonFiniteError: as the runs.
     """
     directory = Path(directory).absolute()
@@ -48,10 +50,14 @@ def compare(
         # A fault in the last one must not come to light after hours.
         _require_workflows(comparison, plan.recipes())
         _check_asked(comparison, plan.recipes())
+    with locked(directory):
+        return _make(comparison, directory, plans, measure, samples)
+
+
+def _make(comparison: Comparison, directory: Path, plans: Sequence[_Plan], measure: bool, samples: int) -> Results:
     console = Console()
     clock = Clock(console)
     with clock("weights and data"):
-        directory.mkdir(parents=True, exist_ok=True)
         sweep(directory)
         if comparison.prepare.weights:
             prepare(comparison.prepare.weights, directory / "weights")
