@@ -91,8 +91,12 @@ def test_a_row_of_deaths_ends_where_work_goes_on(made, monkeypatch: pytest.Monke
 
 def test_an_error_that_is_no_death_is_told_as_it_is(made) -> None:
     one = deque([[(0, 0)]])
-    with Workers(made(0), [], one, _fails, 1, str) as processes, pytest.raises(RuntimeError, match="no such thing"):
+    with Workers(made(0), [], one, _fails, 1, _begins) as processes, pytest.raises(RuntimeError, match="no such thing"):
         processes.next()
+
+
+def _begins(process: int) -> None:
+    """Nothing is to be done in a process."""
 
 
 def _fails(samples: object) -> Batch:

@@ -190,7 +190,7 @@ def test_a_non_finite_term_stops_the_run_and_keeps_the_batch(
         distilvlm.run(recipe, directory=tmp_path / "run")
     (kept,) = (tmp_path / "run" / "trouble").iterdir()
     assert load_file(kept / "batch.safetensors")["input_ids"].shape[0] == 2
-    assert [row["source"] for row in json.loads((kept / "report.json").read_text())["rows"]] == ["questions"] * 2
+    assert [row["source"] for row in json.loads((kept / "report.json").read_text())["samples"]] == ["questions"] * 2
     done = [event for event in read_events(tmp_path / "run/events.jsonl") if event["event"] == "update"]
     assert len(done) == 1
 

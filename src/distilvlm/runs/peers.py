@@ -86,9 +86,9 @@ class Peers:
             yield
             return
         meeting = next(_meetings)
-        ours = (
-            distributed.distributed_c10d._get_default_store().clone()
-        )  # of this thread alone: calls wait for each other
+        # Of this thread alone: calls of one store wait for each other.
+        ours: Any = distributed.distributed_c10d._get_default_store()
+        ours = ours.clone()
         ours.set_timeout(timedelta(seconds=max(1.0, self._beat)))
         self._store = distributed.PrefixStore(f"distilvlm/peers/{meeting}", ours)
         self._exchange()

@@ -68,7 +68,7 @@ def account(
 ) -> UpdateError:
     """The error with all that could be found out; what there is to look at is kept. A collective call."""
     exploding = isinstance(error, ExplodingError)
-    batch = loop.now.batch
+    batch = loop.now.suspect or loop.now.batch
     try:
         found = _found(error, loop, material, recipe, stage, accelerator)
     except Exception as second:  # what was wrong at first must be told in any case

@@ -205,6 +205,7 @@ class Loop:
             # Others would wait for ever for a process that stopped here. NaN reaches them all where gradients meet,
             # also from a loss whose own gradient is finite.
             scale = math.nan
+            self.now.suspect = self.now.suspect or self.now.batch
         self.accelerator.backward(result["loss"] * scale)
         return values, {name: result[name] for name in self.task.top_k if result[name] is not None}
 

@@ -21,11 +21,12 @@ class Now:
         self.micro_batch = 0  # 1-based, of this process
         self.doing = "begins"
         self.batch: Batch | None = None  # the last one that was worked on
+        self.suspect: Batch | None = None  # the update's first one whose loss was not finite
         self._random: list[Tensor] = []
 
     def begin(self, update: int) -> None:
         """An update begins: its random numbers can be drawn again."""
-        self.update, self.micro_batch = update, 0
+        self.update, self.micro_batch, self.suspect = update, 0, None
         self._random = [torch.get_rng_state()]
         if self._device.type == "cuda":
             self._random.append(torch.cuda.get_rng_state(self._device))
