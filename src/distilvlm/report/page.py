@@ -19,6 +19,7 @@ from distilvlm.recipe import differences
 
 from . import wording
 from .axes import reading
+from .card import write_card
 from .curves import StageCharts, stage_charts
 from .importance import FULL, importance
 from .masks import masks
@@ -51,18 +52,22 @@ SAMPLES = 24
 
 
 def write_report(directory: str | Path, out: str | Path | None = None, samples: int = SAMPLES) -> Path:
-    """Write the page of a run or of a comparison; returns where it is.
+    """Write the page of a run or of a comparison; returns where it is. A finished run's model gets its card, too.
 
     Args:
         directory: a run directory, finished or not, or a comparison directory.
-        out: the file; default `report.html` in the directory, the one file there that no run and no comparison wrote.
+        out: the file; default `report.html` in the directory, with the card the only file there that no run and no
+            comparison wrote.
         samples: questions shown per question set.
 
     Raises:
         ReportError: the directory is neither, or a file in it is damaged.
     """
     directory = Path(directory)
-    page = render(read(directory), samples)
+    subject = read(directory)
+    page = render(subject, samples)
+    if isinstance(subject, Run) and subject.finished:
+        write_card(subject)
     path = Path(out) if out is not None else directory / "report.html"
     write_whole(path, page.encode())
     return path
