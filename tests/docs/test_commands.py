@@ -126,11 +126,12 @@ def test_programs_are_known(group: Any) -> None:
 
 def test_job_scripts_are_bash_and_start_a_process_for_every_gpu() -> None:
     scripts = [block for page in PAGES for block in blocks(page) if block.text.startswith("#!/bin/bash")]
-    assert scripts
+    several = [script for script in scripts if "torchrun" in script.text]
+    assert several
     for script in scripts:
         subprocess.run(["bash", "-n"], input=script.text, text=True, check=True)
+    for script in several:
         asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script.text, re.MULTILINE))
-        assert len(asked) == script.text.count("#SBATCH --") - script.text.count("--requeue\n")
         assert f"--nproc-per-node {asked['gpus-per-node']} " in script.text and asked["ntasks-per-node"] == "1"
 
 
