@@ -10,7 +10,7 @@ from distilvlm.models.files import write_whole
 
 from .results import PLACE, SeedResult, read
 from .tables import ROOT, TABLES, Table
-from .verdicts import RULE, Claim, verdict
+from .verdicts import NOT_DECIDED, RULE, Claim, verdict
 
 PAGE = ROOT / "docs/evidence.md"
 HEAD = Path(__file__).parent / "head.md"
@@ -25,19 +25,19 @@ def write(page: Path = PAGE, place: Path = PLACE) -> None:
     write_whole(page, ("\n\n".join(parts) + "\n").encode())
 
 
-def claims(table: Table, seeds: Sequence[SeedResult]) -> Iterator[tuple[Claim, list[Interval], str, Figure]]:
+def claims(table: Table, seeds: Sequence[SeedResult]) -> Iterator[tuple[Claim, list[Interval | None], str, Figure]]:
     """Every claim with its differences, what the rule says of them, and the figure they are of."""
     for claim in table.claims:
-        figures = {one.name: one for one in seeds[0].figures(claim.questions)}
-        taken = [seed.difference(claim.questions, claim.figure, claim.pair) for seed in seeds]
-        known = [one for one in taken if one is not None]
-        if claim.figure not in figures or len(known) < len(seeds):
+        if not all(seed.has(claim.questions, claim.figure, claim.pair) for seed in seeds):
             raise ValueError(
                 f"{table.name}: '{claim.says}' asks for {claim.pair} in {claim.figure} of '{claim.questions}', which "
                 "not every seed has: add the pair to `differences` of the comparison, and run it again"
             )
-        figure = figures[claim.figure]
-        yield claim, known, verdict(claim, known, figure.better == "lower", figure.percent), figure
+        (figure,) = (one for one in seeds[0].figures(claim.questions) if one.name == claim.figure)
+        gaps = [seed.difference(claim.questions, claim.figure, claim.pair) for seed in seeds]
+        known = [one for one in gaps if one is not None]
+        said = verdict(claim, known, figure.better == "lower", figure.percent)
+        yield claim, gaps, said if len(known) == len(gaps) else f"{NOT_DECIDED}: undefined on some seeds", figure
 
 
 def _missing(table: Table) -> list[str]:
@@ -85,8 +85,9 @@ def _rows(seeds: Sequence[SeedResult], questions: str) -> str:
 
 
 def _gaps(seeds: Sequence[SeedResult], questions: str) -> str:
-    """Paired differences in the figures that were taken."""
-    figures = [one for one in seeds[0].figures(questions) if seeds[0].told["differences"][questions].get(one.name)]
+    """Paired differences in the figures of which more, or less, is better."""
+    taken = seeds[0].told["differences"][questions]
+    figures = [one for one in seeds[0].figures(questions) if one.better != "neither" and taken.get(one.name)]
     blocks = []
     for figure in figures:
         head = [

@@ -46,9 +46,13 @@ class SeedResult:
         value = self.told["rows"][questions][name][figure]
         return None if value is None else Interval(**value)
 
+    def has(self, questions: str, figure: str, pair: str) -> bool:
+        """Whether the difference was taken."""
+        return pair in self.told["differences"][questions].get(figure, {})
+
     def difference(self, questions: str, figure: str, pair: str) -> Interval | None:
-        """None where it was not taken, or is of a figure that is undefined."""
-        value = self.told["differences"][questions].get(figure, {}).get(pair)
+        """None where the figure is undefined for one of the two."""
+        value = self.told["differences"][questions][figure][pair]
         return None if value is None else Interval(**value)
 
     def figures(self, questions: str) -> list[Figure]:
