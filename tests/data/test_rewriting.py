@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
@@ -221,3 +223,24 @@ def test_bad_rows_stop_it_or_are_listed_and_nothing_is_half_there(pictures, tmp_
     with pytest.raises(DataError, match="the file is cut off"):
         rewrite(cut, tmp_path / "back.jsonl", "llava")
     assert not (tmp_path / "back.jsonl").exists()
+
+
+def test_tables_of_other_writers_are_rows_with_all_that_they_say(pictures, tmp_path) -> None:
+    content = (pictures / "0.png").read_bytes()
+    talk = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "This."}]
+    table = pa.Table.from_pylist([{"id": 7, "image": {"bytes": content, "path": None}, "messages": talk, "score": 0.5}])
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="splits test, train: choose one"):
+        rewrite(tmp_path / "data", tmp_path / "out.jsonl", "llava")
+    done = rewrite(tmp_path / "data", tmp_path / "out.jsonl", "llava", split="test")
+    with pytest.raises(DataError, match="has no splits: leave split out"):
+        rewrite(done.out, tmp_path / "again.jsonl", "messages", split="test")
+    (row,) = lines(done.out)
+    assert (tmp_path / "pictures" / row.pop("image")).read_bytes() == content
+    assert row == {
+        "id": 7,
+        "score": 0.5,
+        "conversations": llava_row(0, None, "<image>\nWhat?", "This.")["conversations"],
+    }

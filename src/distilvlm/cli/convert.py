@@ -319,6 +319,7 @@ def rows(
         Literal["embedded", "paths"], typer.Option(help="Whether parquet holds the pictures or names them.")
     ] = "embedded",
     shard_size: Annotated[int, typer.Option(min=1, help="Rows of a tar file.")] = 1000,
+    split: Annotated[str | None, typer.Option(help="Of parquet files or of a saved data set.")] = None,
     on_bad_row: OnBadRow = "fatal",
     as_json: Json = False,
 ) -> None:
@@ -333,6 +334,7 @@ def rows(
             images=images,
             pictures=pictures,
             shard_size=shard_size,
+            split=split,
             on_bad_row=on_bad_row,
             progress=progress,
         )

@@ -17,7 +17,7 @@ from distilvlm.data.geometry import PictureError
 from distilvlm.data.inspection import image_field
 from distilvlm.data.parallel import mapped
 from distilvlm.data.readers import Source
-from distilvlm.data.records import Record
+from distilvlm.data.records import PICTURE, Record
 
 STRETCH = 1024
 """Records, or pictures, of a job."""
@@ -191,7 +191,8 @@ class _Tokenising:
         turns = [(number, turn) for number, record in enumerate(records) for turn in record.turns]
         counts = np.zeros((len(records), 2), np.int32)
         if turns:
-            ids = self.tokenizer([turn.text for _, turn in turns], add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+            texts = [turn.text.replace(f"{PICTURE}\n", "").replace(PICTURE, "") for _, turn in turns]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
             for (number, turn), text in zip(turns, ids, strict=True):
                 counts[number] += (len(text), len(text) if turn.role == "assistant" else 0)
         return counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,6 +137,7 @@ def mix(
     order = Order(total, sum(part.written for part in parts.values()), seed, "mix", mixture=mixture)
     starts = np.cumsum([0, *(rows for rows, _ in mixture)])
     faults: dict[tuple[int, int], Fault] = {}
+    missed: Counter[tuple[int, int]] = Counter()  # showings of these
     reading = _Reading()
     written = 0
     with whole(out) as partial:
@@ -147,6 +149,7 @@ def mix(
                     value = reading.llava(opened[source][row], moved[source])
                 except RowError as error:
                     faults[source, row] = Fault(sources[name].path, row, error.field, error.reason)
+                    missed[source, row] += 1
                     continue
                 origin = {"source": name, "file": sources[name].path, "row": row, "showing": showing}
                 if ORIGIN in value:
@@ -160,11 +163,11 @@ def mix(
             raise DataError(listing(bad))
         if not written:
             raise DataError(f"no row is left to write; {len(bad)} can't be used")
-    for source, row in faults:
+    for (source, _), times in missed.items():
         part = parts[names[source]]
         part.bad += 1
         part.different -= 1
-        part.written -= int(sum(index == starts[source] + row for _, index in order.update(0)))
+        part.written -= times
     bad_file = named_beside(out, "bad") if bad else None
     if bad_file is not None:
         write_whole({bad_file: b"".join(json.dumps(asdict(fault)).encode() + b"\n" for fault in bad)}, [])

@@ -66,6 +66,7 @@ def rewrite(
     images: str | Path | None = None,
     pictures: Literal["embedded", "paths"] = "embedded",
     shard_size: int = 1000,
+    split: str | None = None,
     on_bad_row: Literal["fatal", "quarantine"] = "fatal",
     progress: Callable[[int], None] | None = None,
 ) -> Rewritten:
@@ -80,6 +81,7 @@ def rewrite(
             go if they do not stay embedded (default: `pictures` beside `out`).
         pictures: whether parquet holds the pictures or names them.
         shard_size: rows of a tar file.
+        split: of parquet files or of a saved data set, see `parquet.read` and `datasets.read`.
         on_bad_row: "quarantine" lists what can't be used in NAME-bad.jsonl and goes on.
         progress: called with the number of rows seen, after each.
 
@@ -95,7 +97,7 @@ def rewrite(
     bad: list[Fault] = []
     with whole(out) as partial:
         with _Writer.of(to, partial, out.stem, shard_size) as writer:
-            for seen, (file, number, value) in enumerate(_rows(name)):
+            for seen, (file, number, value) in enumerate(_rows(name, split)):
                 try:
                     row, held = passing.opened(value)
                     if not bad or on_bad_row == "quarantine":
@@ -127,16 +129,18 @@ def _check(out: Path, to: Form, shard_size: int) -> None:
         arrow.need_pyarrow()
 
 
-def _rows(name: str) -> Iterator[tuple[str, int, Any]]:
+def _rows(name: str, split: str | None) -> Iterator[tuple[str, int, Any]]:
     """(file, number, row): JSON as it is read; of other files the opened row, or why it is none."""
     source = Path(name)
     if not is_remote(name) and _is_table(source):
         is_saved = source.is_dir() and datasets.is_saved(source)
-        table = datasets.table(source, None) if is_saved else parquet.table(source, None)
+        table = datasets.table(source, split) if is_saved else parquet.table(source, split)
         for file, number, told in table.rows:
             named = tables.named(told, table.labels)
             yield file, number, _tried(lambda named=named: columns.restored(named))
         return
+    if split is not None:
+        raise DataError(f"{name} has no splits: leave split out")
     rows, own = open_rows(name), is_json(source)
     for number, value in enumerate(rows.stretch(0, len(rows))):
         packed = isinstance(value, dict) and not own
