@@ -4,7 +4,7 @@ Reads one JSON object a line from standard input: {recipe, directory, log, world
 go wrong; answers one line: {"statuses": [...], "killed": ...}.
 
 * `die_at`: the number of the file operation or optimiser step before which a child kills itself with SIGKILL.
-* `stop_at`, `stop_rank`, `group`: in optimiser step `stop_at` process `stop_rank` sends itself, or its group, SIGTERM.
+* `stop_at`, `stop_rank`, `group`: in update `stop_at` process `stop_rank` sends itself, or its group, SIGTERM.
 * `how`, `fail_at`: writes are counted instead, and `fail_at` fails that way (writes.py).
 * `prelude`: Python that a child runs first, and knows its `rank`.
 * `kill_after`, `whom`: after so many seconds a process, or the launcher, is killed.
@@ -76,17 +76,17 @@ class Deathbed:
         return f"{name} {tail}"
 
 
-def stop_in(step_number: int, group: bool) -> None:
+def stop_in(update: int, group: bool) -> None:
     """Let this process be asked to stop while it makes an update."""
-    step, steps = torch.optim.AdamW.step, [0]
+    zero_grad, begun = torch.optim.AdamW.zero_grad, [0]  # what an update begins with
 
-    def stopped(self: torch.optim.AdamW, *arguments: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == step_number:
+    def stopped(self: torch.optim.AdamW, **options: bool) -> None:
+        begun[0] += 1
+        if begun[0] == update:
             os.killpg(os.getpgrp(), signal.SIGTERM) if group else os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, *arguments)
+        zero_grad(self, **options)
 
-    torch.optim.AdamW.step = stopped  # type: ignore[method-assign]
+    torch.optim.AdamW.zero_grad = stopped  # type: ignore[method-assign]
     distilvlm.runs.execute.consult = lambda *_: None  # the doctor's own steps are not counted
 
 

@@ -34,6 +34,15 @@ class Writes:
         for name, path in (("fsync", 0), ("rename", 1), ("replace", 1), ("mkdir", 0)):
             setattr(os, name, self._counted(getattr(os, name), name, path))
 
+    @property
+    def first(self) -> bool:
+        """Whether it is the chosen write that fails now, and not one behind it."""
+        return self.count == self._fail_at
+
+    @property
+    def lives(self) -> bool:
+        return self._how != "kill"
+
     def fails(self, what: str, path: Any) -> bool:
         """Whether this one does; labels go to the log. Raises nothing: what is to be half done is up to the caller."""
         path = str(Path(f"/proc/self/fd/{path}").readlink()) if isinstance(path, int) else os.fspath(path)
@@ -81,10 +90,17 @@ class Writes:
 class _Raw(io.FileIO):
     def __init__(self, writes: Writes, file: Any, mode: str) -> None:
         super().__init__(file, mode)
-        self._writes = writes
+        self._writes, self._full = writes, False
 
     def write(self, content: Any) -> int:
-        if self._writes.fails("write", self.name):
-            super().write(memoryview(content)[: len(content) // 2])
+        if self._full:
+            self._full = False
             raise self._writes.end()
-        return super().write(content)
+        if not self._writes.fails("write", self.name):
+            return super().write(content)
+        # As a disk does it: what fits is written, and only the next call fails.
+        written = super().write(memoryview(content)[: len(content) // 2]) if self._writes.first else 0
+        self._full = self._writes.lives and written > 0
+        if not self._full:
+            raise self._writes.end()
+        return written
