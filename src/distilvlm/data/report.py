@@ -65,9 +65,9 @@ class SourceReport:
             elif count.name not in ("weight", "median", "ninetieth", "ninety_ninth", "longest"):
                 setattr(self, count.name, own + more)
 
-    def measure(self, lengths: list[int]) -> None:
+    def measure(self, lengths: np.ndarray) -> None:
         """Note the lengths (positions) of all sequences."""
-        if lengths:
+        if len(lengths):
             at = np.quantile(lengths, (0.5, 0.9, 0.99, 1), method="inverted_cdf")
             self.median, self.ninetieth, self.ninety_ninth, self.longest = (int(value) for value in at)
 

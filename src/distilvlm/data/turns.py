@@ -44,7 +44,7 @@ class Draft:
         return max(sum(len(turn.text.split()) for turn in side) for side in (self.turns, self.other))
 
 
-class NoPicture(RowError):
+class NoPictureError(RowError):
     """A picture that is not there."""
 
     def __init__(self, field: str, path: Path) -> None:
@@ -208,14 +208,17 @@ def picture_path(given: Any, where: str, root: Path | None) -> str:
         raise RowError(where, f"is {kind(given)}, not the path of a picture")
     if is_inside(given):  # a shard's, which has been looked at
         return given
-    scheme = urlsplit(given).scheme if ":" in given[:8] else ""
+    try:
+        scheme = urlsplit(given).scheme if ":" in given[:8] else ""
+    except ValueError as error:  # half of a bracketed host
+        raise RowError(where, f"is no address of a picture: {error}") from None
     if scheme in ("http", "https"):
         raise RowError(where, f"remote pictures are not fetched: download {given} and give its path")
     if scheme == "data":
         raise RowError(where, "pictures inside the data file are not read: write it to a file and give its path")
     path = unquote(urlsplit(given).path) if scheme == "file" else given
     if root is not None and ("\0" in path or not os.path.isfile(root / path)):  # noqa: PTH113 (half of pathlib's time)
-        raise NoPicture(where, root / path)
+        raise NoPictureError(where, root / path)
     return path
 
 

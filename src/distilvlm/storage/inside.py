@@ -54,8 +54,8 @@ def opened(path: str) -> BinaryIO:
 
 
 def state(path: str) -> tuple[int, int]:
-    """Size and time of change in ns of a picture, or of the local file that it is in; of a store's objects the size
-    alone is told. Raises OSError."""
+    """Size and time of change in ns of a picture's file, or of the one that it is in; of a store's object the size
+    alone. Raises OSError."""
     found = _MEMBER.fullmatch(path) or _CELL.fullmatch(path) if is_inside(path) else None
     file = path if found is None else found[3]
     if is_remote(file):

@@ -3,8 +3,8 @@
 CACHE/WHAT-STATE.arrays   safetensors; its metadata say of what it is
 CACHE/WHAT-STATE.text     where there is one; written first
 
-CACHE is $DISTILVLM_CACHE, else `distilvlm` in the user's cache directory. WHAT is a hash of what the arrays are of, STATE
-one of all that they depend on: another state is another file, and the old one goes.
+CACHE is $DISTILVLM_CACHE, else `distilvlm` in the user's cache directory. WHAT is a hash of what the arrays are of,
+STATE one of all that they depend on: another state is another file, and the old one goes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def is_remote(name: str) -> bool:
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that a name, a pattern (`*`, `?`, `[...]`), or one with ranges (`{000..012}`, as WebDataset writes them)
+    """The files that a name, a pattern (`*`, `?`, `[...]`), or one with ranges (`{000..012}`, as WebDataset has them)
     means: of a pattern sorted, of ranges in their order; those that nothing is known of are named all the same."""
     found: list[str] = []
     for name in _ranges(pattern):
@@ -94,7 +94,7 @@ class Reader:
         return cast(BinaryIO, system.open(path, "rb", block_size=BLOCK, cache_type="readahead"))
 
     def _open(self) -> None:
-        self._file = None if is_remote(self.name) else Path(self.name).open("rb", buffering=0)
+        self._file = None if is_remote(self.name) else Path(self.name).open("rb", buffering=0)  # noqa: SIM115
         self.stand = stand(self.name)
 
     def __getstate__(self) -> dict[str, Any]:

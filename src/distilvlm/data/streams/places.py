@@ -19,7 +19,7 @@ PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
 def open_rows(path: str) -> Stored:
-    """The rows of a JSON or JSONL file, or of shards: a name, a pattern or a range (`storage.matching`), or a directory.
+    """The rows of a JSON or JSONL file, or of shards: a name, a pattern, a range (`storage.matching`) or a directory.
 
     Raises:
         DataError: nothing is there, or it is no rows.

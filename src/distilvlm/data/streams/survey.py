@@ -1,4 +1,4 @@
-"""What must be known of all rows of a source before a run: computed once, in stretches and in several processes, and kept.
+"""What must be known of all rows of a source before a run: computed once, by several processes, and kept.
 
 It is of the rows' content and of whether the pictures that they name are there, which is asked again where a directory
 of theirs has changed. What is kept are numbers, not objects: 30 bytes a row.
@@ -21,7 +21,7 @@ from distilvlm.data.parallel import mapped
 from distilvlm.data.problems import RowError
 from distilvlm.data.streams.json_rows import SETTLED
 from distilvlm.data.streams.stored import Stored
-from distilvlm.data.turns import Draft, NoPicture
+from distilvlm.data.turns import Draft, NoPictureError
 from distilvlm.storage import is_inside, keep
 
 STRETCH = 4096
@@ -135,7 +135,7 @@ class _Looking:
                 draft = self.drafted(value)
             except RowError as error:
                 bad.append((row, error.field, error.reason))
-                if isinstance(error, NoPicture):
+                if isinstance(error, NoPictureError):
                     missing.add(str(error.path.parent))
                 continue
             usable.append(row)

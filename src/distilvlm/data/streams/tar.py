@@ -1,8 +1,8 @@
 """Shards of WebDataset: tar files whose members of one name, KEY.json and KEY.jpg, are a sample.
 
-The JSON is a row in LLaVA's or OpenAI's form. Its `image` names a member: whole ("train/000123.jpg"), or without the key
-("jpg") or its directory ("000123.jpg"); a row without `image` shows the pictures of its own sample, in the order in which
-they stand. Rows may show pictures of other samples of the shard, so a picture need be in it only once.
+The JSON is a row in LLaVA's or OpenAI's form. Its `image` names a member: whole ("train/000123.jpg"), or without the
+key ("jpg") or its directory ("000123.jpg"); a row without `image` shows the pictures of its own sample, in the order in
+which they stand. Rows may show pictures of other samples of the shard, so a picture need be in it only once.
 """
 
 from __future__ import annotations
