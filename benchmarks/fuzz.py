@@ -32,9 +32,10 @@ def fuzzed(name: str, inputs: int, seed: int) -> tuple[list[dict[str, Any]], dic
     """In a process of its own: rows of counts, and the defects."""
     import time
 
+    from transformers.utils.logging import disable_progress_bar
+
     from tests.fuzz.running import fuzz
     from tests.fuzz.tally import peak
-    from transformers.utils.logging import disable_progress_bar
 
     torch.set_num_threads(1)
     disable_progress_bar()

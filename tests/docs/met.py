@@ -10,22 +10,33 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from .pages import ROOT
-from .raised import GAP
+from .raised import GAP, Raised
 
 TESTS = ROOT / "tests"
 ELSEWHERE = {"docs", "fuzz", "golden"}
 """Rooms of the tests that compare no message."""
 
-LENGTH = 9
+LENGTH = 8
 """Letters in a row that a text must share with a message."""
 
+LONGEST = 400
+"""Letters of a text that is compared with a message; longer ones are files."""
 
-def met(templates: frozenset[str]) -> dict[str, str]:
+NEAREST = 30
+"""Messages that share most with a text; only these are looked at letter by letter."""
+
+SHORT = 5
+"""Letters of a text that is compared in so many words (`match=`, `in`), if one message alone of its room has them."""
+
+
+def met(messages: tuple[Raised, ...]) -> dict[str, str]:
     """Each template that a test meets, with the test's file."""
+    templates = {one.known for one in messages}
+    rooms = {template: {one.room for one in messages if one.known == template} for template in templates}
     grams = defaultdict(set)
     pieces = {template: template.split(GAP) for template in templates}
     for template, parts in pieces.items():
@@ -33,11 +44,15 @@ def met(templates: frozenset[str]) -> dict[str, str]:
             grams[gram].add(template)
     found: dict[str, str] = {}
     for text, file in _texts():
-        near = set[str]().union(*(grams[gram] for gram in _grams(text) if gram in grams))
-        told = {template: said(text, tuple(pieces[template])) for template in near}
+        if len(text) < LENGTH:
+            own = {one for one in templates if text in one and file.split("/")[1] in rooms[one]}
+            found |= {one: file for one in own if len(own) == 1 and one not in found}
+            continue
+        shared = Counter(template for gram in _grams(text) if gram in grams for template in grams[gram])
+        told = {template: said(text, tuple(pieces[template])) for template, _ in shared.most_common(NEAREST)}
         most = max(told.values(), default=0)
         for template, letters in told.items():
-            if letters == most and letters >= LENGTH and 2 * letters >= len(text):
+            if letters == most and letters >= LENGTH and 3 * letters >= len(text):
                 found.setdefault(template, file)
     return found
 
@@ -88,9 +103,14 @@ def _texts() -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
         if path.relative_to(TESTS).parts[0] not in ELSEWHERE:
-            for text in _compared(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for text, least in [
+                *((text, LENGTH) for text in _compared(tree)),
+                *((text, SHORT) for text in _said(tree)),
+            ]:
                 for stretch in _stretches(text):
-                    found.setdefault(stretch, str(path.relative_to(ROOT)))
+                    if len(stretch) >= least and (least == SHORT or (" " in stretch and len(stretch) < LONGEST)):
+                        found.setdefault(stretch, str(path.relative_to(ROOT)))
     return tuple(found.items())
 
 
@@ -106,8 +126,19 @@ def _compared(tree: ast.AST) -> Iterator[str]:
             yield from _compared(node)
 
 
+def _said(tree: ast.AST) -> Iterator[str]:
+    """Texts that are there to be compared with a message."""
+    for node in ast.walk(tree):
+        given = None
+        if isinstance(node, ast.keyword) and node.arg == "match":
+            given = node.value
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In):
+            given = node.left
+        if isinstance(given, ast.Constant) and isinstance(given.value, str):
+            yield given.value
+
+
 def _stretches(text: str) -> Iterator[str]:
     for stretch in re.split(r"(?<!\\)(?:\.[*+]\??|\[\^?[^\]]+\][*+]|\\[dws]\+|\||[()^$])|\n", text):
         plain = re.sub(r"\s+", " ", re.sub(r"\\(.)", r"\1", stretch)).strip()
-        if len(plain) >= LENGTH:
-            yield plain
+        yield plain

@@ -23,7 +23,7 @@ PROGRAMMING = {"AttributeError", "IndexError", "NotImplementedError", "KeyError"
 it has no words of its own but passes on another error's."""
 
 FEWEST = 8
-"""Letters from which a template says something by itself."""
+"""Letters from which a template says something by itself, if they are words and no field's name."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def bare(text: str) -> str:
 
 
 def says_something(text: str) -> bool:
-    return len(re.sub(r"\W", "", VALUE.sub("", text))) >= FEWEST
+    words = VALUE.sub("", text).strip()
+    return " " in words and len(re.sub(r"\W", "", words)) >= FEWEST
 
 
 def template(node: ast.AST) -> str:
@@ -114,13 +115,13 @@ def _worded(function: ast.AST, argument: ast.expr) -> str:
     """An argument's template; of a variable, that of the text that the function put into it."""
     if isinstance(argument, ast.Name):
         for node in ast.walk(function):
-            if isinstance(node, ast.Assign) and any(ast.dump(argument) == _loaded(one) for one in node.targets):
+            if isinstance(node, ast.Assign) and any(_is(target, argument.id) for target in node.targets):
                 return template(node.value)
     return template(argument)
 
 
-def _loaded(target: ast.expr) -> str:
-    return ast.dump(target).replace("Store()", "Load()")
+def _is(target: ast.expr, name: str) -> bool:
+    return isinstance(target, ast.Name) and target.id == name
 
 
 def _raises(node: ast.AST, function: ast.AST) -> Iterator[tuple[ast.AST, ast.Raise]]:

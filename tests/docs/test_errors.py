@@ -12,7 +12,7 @@ from .raised import Raised, bare, raised, texts
 PAGE = ROOT / "docs" / "errors.md"
 ENTRY = re.compile(r"^#### (`+) ?(.+?) ?\1$\n\n(.+)$", re.MULTILINE)
 
-UNMET = 230
+UNMET = 152
 """Messages that no test meets. It may only become less."""
 
 
@@ -50,7 +50,7 @@ def test_every_entry_has_a_cause_and_a_fix() -> None:
 
 
 def test_every_message_is_met_by_a_test() -> None:
-    found = met(frozenset(one.known for one in raised()))
+    found = met(raised())
     unmet = [one for one in raised() if one.known not in found]
     assert len(unmet) <= UNMET, f"no test compares with {len(unmet)} messages, {UNMET} were known:\n" + "\n".join(
         f"{one.place}: {one.template}" for one in unmet
