@@ -152,7 +152,7 @@ def test_what_cannot_be_compared_is_refused_by_name(given: dict[str, Path], tmp_
     with pytest.raises(DataError, match=r"nothing was asked of first: .*distilvlm evaluate"):
         gather([str(tmp_path / "first")], out)
     (tmp_path / "first" / "model" / "config.json").unlink()
-    (tmp_path / "first" / "model" / "distilvlm.json").unlink()
+    (tmp_path / "first" / "model" / "manifest.json").unlink()
     with pytest.raises(DataError, match="first: the run is not finished"):
         gather([str(tmp_path / "first")], out)
     answers(given["teacher"], "teacher", prompt="long")

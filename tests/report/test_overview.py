@@ -48,7 +48,7 @@ def test_one_seed_has_its_interval_and_lower_may_be_better(read_comparison: Comp
     lower = file.model_copy(update={"measures": measures, "questions": questions})
     told = overview(lower, SERIES)
     assert [row.name for row in told.rows if row.cells[0].best] == ["control"]
-    assert told.columns[0].figure == "mistakes (lower is better)"
+    assert told.columns[0].figure == "mistakes in % (lower is better)"
 
 
 def test_the_page_tells_size_speed_cost_and_the_gap(comparison_page: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distilvlm.data.problems import DataError
+from distilvlm.models.files import MANIFEST
 
 ANSWERS = "answers"
 """Where answers lie beside a run or a model: `evaluate --out RUN/answers/gqa.jsonl`."""
@@ -75,9 +76,9 @@ def _directory(found: dict[str, Given], name: str, path: Path) -> None:
         one.model = one.run / "model"
     else:
         one.model = path
-    if not any((one.model / file).is_file() for file in ("config.json", "distilvlm.json")):
+    if not any((one.model / file).is_file() for file in ("config.json", MANIFEST)):
         what = "the run is not finished" if one.run is not None else "it is neither a run nor a model"
-        raise DataError(f"{path}: {what}: no config.json and no distilvlm.json in {one.model}")
+        raise DataError(f"{path}: {what}: no config.json and no {MANIFEST} in {one.model}")
     for file in sorted((one.run or one.model).glob(f"{ANSWERS}/*.jsonl")):
         if ".part-" not in file.name:  # of an asking that is not finished
             _answers(one, file)

@@ -61,7 +61,9 @@ def overview(file: ComparisonFile, series: Mapping[str, int]) -> Overview:
     columns = [
         Column(
             file.questions[questions].title or questions,
-            figure.title + (" (lower is better)" if figure.better == "lower" else ""),
+            figure.title
+            + (" in %" if figure.percent else "")
+            + (" (lower is better)" if figure.better == "lower" else ""),
         )
         for questions, figure in figures.items()
     ]
