@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> questions.Files:
     ],
 )
 def test_captions_say_what_the_answers_tell(pairs: list[tuple[str, str]], caption: str) -> None:
-    assert questions._caption(pairs) == caption
+    assert questions.caption(pairs) == caption
 
 
 def test_every_training_question_is_asked_once_and_test_is_as_published(files: questions.Files) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pickle
 import random
 from dataclasses import fields, replace
@@ -312,19 +311,6 @@ def test_an_error_in_a_worker_names_the_sample(tmp_path, images):
     data = stage_data(tmp_path, rows)
     with pytest.raises(DataError, match=r"row 2, field 'image'"):
         collected(data, make_order(data), 0, 1, workers=1)
-
-
-def kill_at_two(path: str):
-    if path.endswith("2.png"):
-        os.kill(os.getpid(), 9)
-    return geometry.header(path)
-
-
-def test_a_killed_worker_names_what_was_under_way(tmp_path, images, monkeypatch):
-    rows = [llava_row(n, images[n], "<image>\nq", "red") for n in range(3)]
-    data = stage_data(tmp_path, rows, feature_reader=kill_at_two)
-    with pytest.raises(DataError, match=r"loader process died.*row 2"):
-        collected(data, make_order(data, batch=1), 0, 3, workers=1)
 
 
 def test_stage_data_travels_to_another_process(tmp_path, images):

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distilvlm import cli
 from distilvlm.data import read
-from distilvlm.data.statistics import Spread, describe, shared, unreadable
+from distilvlm.data.contents import look
+from distilvlm.data.statistics import PictureStatistics, Spread, describe, shared
 from distilvlm.recipe.schema import SourceSpec
 from tests.runs.tiny import write_recipe
 
-from .small_data import llava_row, make_pictures, write_json
+from .small_data import llava_row, make_pictures, make_tokenizer, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +77,49 @@ def test_broken_pictures_are_found_by_header_or_by_decoding(tmp_path, train):
     whole = (tmp_path / "images" / "1.png").read_bytes()
     (tmp_path / "images" / "1.png").write_bytes(whole[:600])
     source = source_of(train, tmp_path / "images")
-    assert unreadable(source) == []
-    assert [row.key.row for row in unreadable(source, decoded=True)] == [2]
+    assert look(source).bad() == []
+    assert [row.key.row for row in look(source, decoded=True).bad()] == [2]
     (tmp_path / "images" / "0.png").write_bytes(b"x")
-    assert [row.key.row for row in unreadable(source)] == [0, 1]
+    assert [row.key.row for row in look(source).bad()] == [0, 1]
+
+
+def test_sizes_of_pictures_are_of_the_upright_ones(tmp_path):
+    names = make_pictures(tmp_path, 3, side=20)  # 20 x 20, 24 x 20, 28 x 20
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "2.png").save(tmp_path / "2.jpg", exif=exif)
+    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
+    rows = [llava_row(n, name, "<image>\nq", "a") for n, name in enumerate([*names[:2], "2.jpg", "copy.png", "2.jpg"])]
+    source = source_of(write_json(tmp_path / "rows.json", rows), tmp_path)
+    found = PictureStatistics.of(look(source, content=True))
+    assert (found.pictures, found.unreadable, found.portrait, found.repeated, found.repeated_rows) == (4, 0, 1, 1, 1)
+    assert (found.shorter, found.longer) == ((20,) * 5, (20, 20, 20, 28, 28))
+    assert found.aspect == (1, 1, 1, 1.4, 1.4)
+    assert PictureStatistics.of(look(source)).repeated is None
+
+
+def test_tokens_of_texts_are_counted_per_source(tmp_path, train, monkeypatch, capsys):
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    images = ("--images", tmp_path / "images", "--tokenizer", tmp_path / "tokenizer", "--workers", 1)
+    texts = [
+        ("is it red?", "Yes"),
+        ("is it blue?", "yes ", "and green?", "a little"),
+        ("is it red?", "no"),
+        ("who?", "yes"),
+    ]
+    words = make_tokenizer()
+
+    def count(text: str) -> int:
+        return len(words(text)["input_ids"])
+
+    each = [sum(count(text) for text in talk) for talk in texts]
+    assert command(monkeypatch, "stats", train, *images, "--max-length", sorted(each)[2], "--json") == 0
+    told = json.loads(capsys.readouterr().out)["tokens"]["train"]
+    assert (told["tokens"], told["row"][-1], told["longer"]) == (sum(each), max(each), 1)
+    assert told["answers"] == sum(count(text) for talk in texts for text in talk[1::2])
+    assert command(monkeypatch, "stats", train, *images, "--max-length", 5) == 0
+    assert "rows with more than 5" in capsys.readouterr().out
+    assert command(monkeypatch, "stats", train, "--max-length", 5) == 1
 
 
 def test_check_names_every_bad_row_and_fails(tmp_path, train, monkeypatch, capsys):

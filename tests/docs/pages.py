@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)(`{3,})([\w-]*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+MESSAGE = re.compile(r"^#### `.*", re.MULTILINE)
+"""Of errors.md: no command."""
 SEPARATORS = {"|", "||", "&&", ";", "&"}
 
 
@@ -30,7 +32,7 @@ class Command:
     def arguments(self) -> tuple[str, ...] | None:
         """What follows `distilvlm`, also behind a launcher; None where another program is called."""
         names = [Path(word).name for word in self.words]
-        launched = names[0] in ("torchrun", "accelerate")
+        launched = names[0] in ("torchrun", "accelerate", "srun")
         if "distilvlm" not in (names if launched else names[:1]):
             return None
         return self.words[names.index("distilvlm") + 1 :]
@@ -95,7 +97,7 @@ def shell(line: str) -> Iterator[tuple[str, ...]]:
 
 def mentioned(page: Path) -> Iterator[Command]:
     """Commands in the running text: `distilvlm ...`, perhaps without all of its arguments."""
-    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    prose = MESSAGE.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))
     for text in INLINE.findall(prose):
         if "distilvlm" in text.split():
             for words in shell(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -21,6 +22,7 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 # Programs of others that pages name, whose options are not ours to check.
 OTHERS = {
     "source", "export", "openssl", "ssh", "curl", "vllm", "pip", "mkdir", "cd", "git", "npx", "llama-server", "docker",
+    "lm_eval",
 }  # fmt: skip
 
 
@@ -121,6 +123,17 @@ def test_programs_are_known(group: Any) -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     for asked in re.findall(r"pip install '?(?:distilvlm|\.)\[([\w,]+)\]", text):
         assert set(asked.split(",")) <= set(extras), asked
+
+
+def test_job_scripts_are_bash_and_start_a_process_for_every_gpu() -> None:
+    scripts = [block for page in PAGES for block in blocks(page) if block.text.startswith("#!/bin/bash")]
+    several = [script for script in scripts if "torchrun" in script.text]
+    assert several
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script.text, text=True, check=True)
+    for script in several:
+        asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script.text, re.MULTILINE))
+        assert f"--nproc-per-node {asked['gpus-per-node']} " in script.text and asked["ntasks-per-node"] == "1"
 
 
 def test_every_extra_is_told_of_once() -> None:

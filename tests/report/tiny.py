@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distilvlm.data import Record, SampleKey, Turn
-from distilvlm.evaluate import difference, score
+from distilvlm.evaluate import difference, gap_closed, score
 from distilvlm.evaluate.questions import Question
 
 MODELS = ("teacher", "control", "distilled")
@@ -28,6 +28,15 @@ ANSWERS = {
 }
 
 
+def facts(place: int) -> dict[str, Any]:
+    """The teacher is larger; nobody measured how fast the control is."""
+    size = 7007000 if place == 0 else 1234
+    answering = {"tokens_per_second": 12.5, "together_per_second": 98.7, "together": 16, "tokens": 32}
+    answering |= {"peak_memory_bytes": 3.3e8, "precision": "fp32", "machine": "a small machine", "date": "2026-11-21"}
+    known = {"parameters": size, "language_model_parameters": 567, "active_parameters": size - 34, "disk_bytes": 4_936}
+    return known | {"training_seconds": 10.0 * (place + 1), "answering": None if place == 1 else answering}
+
+
 def write_answers(directory: Path, pictures: Path) -> dict[str, Any]:
     """Answers files of seed 0; returns the rows and differences of `comparison.json`."""
     asked = []
@@ -42,7 +51,9 @@ def write_answers(directory: Path, pictures: Path) -> dict[str, Any]:
         rows[name] = score(asked, [given[column] for given in ANSWERS.values()], by_picture=True)
         rows[name].write(directory / "seed-0" / "answers" / "colours" / f"{name}.jsonl")
     gaps = {f"{a} - {b}": vars(difference(rows[a], rows[b])) for a, b in PAIRS}
-    return {"rows": {name: row.summary() for name, row in rows.items()}, "differences": gaps}
+    closed = gap_closed(rows["distilled"], rows["control"], rows["teacher"])
+    shares = {"distilled": closed and vars(closed)}
+    return {"rows": {name: row.summary() for name, row in rows.items()}, "differences": gaps, "closed": shares}
 
 
 def write_comparison(directory: Path, run: Path, pictures: Path) -> Path:
@@ -57,8 +68,14 @@ def write_comparison(directory: Path, run: Path, pictures: Path) -> Path:
         (control / name).unlink(missing_ok=True)
     second = json.loads(json.dumps(seed))
     second["differences"]["distilled - control"] = {"mean": -0.25, "low": -0.5, "high": -0.125}
+    second["closed"] = {"distilled": {"mean": 0.625, "low": 0.25, "high": 1.125}}
     seeds = [
-        {"seed": number, "rows": {"colours": one["rows"]}, "differences": {"colours": one["differences"]}}
+        {
+            "seed": number,
+            "rows": {"colours": one["rows"]},
+            "differences": {"colours": one["differences"]},
+            "closed": {"colours": one["closed"]},
+        }
         for number, one in enumerate((seed, second))
     ]
     seeds[0]["runs"] = {name: f"seed-0/{name}" for name in MODELS}
@@ -71,7 +88,8 @@ def write_comparison(directory: Path, run: Path, pictures: Path) -> Path:
         "machine": "a small machine",
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "seconds": {"seed 0: teacher": 110.0, "answers": 2.5},
-        "models": {name: {"parameters": 1234, "language_model_parameters": 567} for name in MODELS},
+        "roles": {"teacher": "teacher", "control": "control"},
+        "models": {name: facts(place) for place, name in enumerate(MODELS)},
         "baselines": list(BASELINES),
         "questions": {"colours": {"title": "Seven colours", "n": len(ANSWERS), "pictures": 5}},
         "differences": [list(pair) for pair in PAIRS],

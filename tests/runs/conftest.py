@@ -35,8 +35,10 @@ class Server:
         whole = {"recipe": str(recipe), "directory": str(directory), "log": str(self._log), **request}
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(whole), file=self._process.stdin, flush=True)
-        statuses = json.loads(self._process.stdout.readline())["statuses"]
-        return statuses, Path(f"{self._log}0").read_text().splitlines()
+        answer = json.loads(self._process.stdout.readline())
+        self.killed: bool = answer["killed"]  # whether the last run was still there when it was to be killed
+        log = Path(f"{self._log}0")
+        return answer["statuses"], log.read_text().splitlines() if log.exists() else []
 
     def finish(self, recipe: Path, directory: Path, **request: Any) -> list[str]:
         """Run to the end; the labels of its file operations."""

@@ -26,6 +26,7 @@ from distilvlm.recipe import Recipe
 from distilvlm.runs import execute
 from distilvlm.runs.directory import RunDirectory, RunError
 from distilvlm.runs.events import read_events
+from distilvlm.runs.lock import locked
 from distilvlm.teachers import TeacherError
 from distilvlm.train import NonFiniteError
 
@@ -94,7 +95,7 @@ def test_a_directory_of_something_else_is_left_alone(recipe: Path, tmp_path: Pat
 
 
 def test_a_second_process_is_refused(recipe: Path, tmp_path: Path, server: Server) -> None:
-    with RunDirectory(tmp_path / "run").locked():
+    with locked(tmp_path / "run"):
         statuses, _ = server.run(recipe, tmp_path / "run")
     assert statuses != [0]
     assert f"in use by process {os.getpid()}" in server.errors()
@@ -187,9 +188,9 @@ def test_a_non_finite_term_stops_the_run_and_keeps_the_batch(
     monkeypatch.setattr("distilvlm.runs.execute.consult", lambda *_: None)  # the doctor's own steps are not counted
     with pytest.raises(NonFiniteError, match=r"loss term text .* update 2"):
         distilvlm.run(recipe, directory=tmp_path / "run")
-    (kept,) = (tmp_path / "run" / "failures").iterdir()
+    (kept,) = (tmp_path / "run" / "trouble").iterdir()
     assert load_file(kept / "batch.safetensors")["input_ids"].shape[0] == 2
-    assert [row["source"] for row in json.loads((kept / "report.json").read_text())["rows"]] == ["questions"] * 2
+    assert [row["source"] for row in json.loads((kept / "report.json").read_text())["samples"]] == ["questions"] * 2
     done = [event for event in read_events(tmp_path / "run/events.jsonl") if event["event"] == "update"]
     assert len(done) == 1
 

@@ -196,6 +196,27 @@ def test_a_prompt_is_continued_as_it_stands(engine: LocalEngine) -> None:
     assert ids(engine.submit(Request("tiny", prompt=written, temperature=0, max_tokens=10))) == ids(engine.submit(chat))
 
 
+def test_a_repeated_prompt_tells_of_its_tokens_what_the_model_thought_when_it_chose_them(engine: LocalEngine) -> None:
+    given = tuple(tiny.vlm().tokenizer.encode("hello world", add_special_tokens=False))
+    asked = Request("tiny", prompt=given, temperature=0.0, max_tokens=4, logprobs=2)
+    answer = list(engine.submit(asked))
+    chosen = [one for piece in answer for one in piece.logprobs or ()]
+    assert len(chosen) >= 3
+    longer = (*given, *(one.id for one in chosen))
+    first, *after = list(engine.submit(replace(asked, prompt=longer, echo=True)))
+    assert first.text.startswith("hello world") and first.ids == () and first.logprobs is not None
+    assert [one.id for one in first.logprobs] == list(longer)
+    assert first.logprobs[0].logprob is None and first.logprobs[0].likeliest == ()
+    again = first.logprobs[len(given) :]
+    assert [one.logprob for one in again] == pytest.approx([one.logprob for one in chosen], abs=1e-4)
+    assert [one.likeliest[0][:2] for one in again] == [one.likeliest[0][:2] for one in chosen]
+    assert after and all(piece.logprobs is not None for piece in after)
+    # The text is the same prompt, and nothing is told of its tokens where nobody asks.
+    said = list(engine.submit(replace(asked, prompt="hello world", echo=True, logprobs=None)))
+    assert said[0].text == "hello world" and said[0].logprobs is None
+    assert [one.ids for one in said[1:]] == [one.ids for one in answer]
+
+
 def test_a_full_queue_is_busy_and_cancelling_makes_room_at_once(make: Callable[..., LocalEngine]) -> None:
     engine = make(places=1, queue=2)
     running = engine.submit(tiny.asked(1, max_tokens=200))
@@ -223,6 +244,8 @@ def test_a_full_queue_is_busy_and_cancelling_makes_room_at_once(make: Callable[.
         (Request("tiny", (Message("user", "x" * 300),)), "messages"),
         (Request("tiny", prompt="x" * 256), "prompt"),
         (Request("tiny", prompt=""), "prompt"),
+        (Request("tiny", prompt=(3, 10**6)), "prompt"),
+        (Request("tiny", prompt=(3,), pictures=(tiny.picture(0),)), "prompt"),
         (Request("tiny", prompt="a", pictures=(tiny.picture(0),)), "prompt"),
         (Request("tiny", (Message("user", "<image>"),), pictures=(tiny.picture(0),) * 2), "messages"),
         (Request("tiny", (Message("user", "a\ud800"),)), "messages"),

@@ -136,6 +136,21 @@ def test_a_text_is_continued_with_the_probabilities_of_its_tokens(engine: LocalE
     assert seen == choice.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_are_scored_as_lm_eval_asks_for_it(server: Server, stream: bool) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    ids = [5, 6, 7, 8]
+    asked: dict[str, Any] = {"model": "text", "prompt": [ids], "max_tokens": 1, "temperature": 0, "logprobs": 1}
+    answer = client.completions.create(**asked, echo=True, stream=stream)
+    known = [one.choices[0].logprobs for one in (answer if stream else [answer]) if one.choices[0].logprobs]
+    given = [value for one in known for value in one.token_logprobs or ()]
+    likeliest = [value for one in known for value in one.top_logprobs or ()]
+    assert len(given) == len(likeliest) == len(ids) + 1  # and one that is answered
+    assert given[0] is None and likeliest[0] is None
+    assert all(value < 0 for value in given[1:] if value is not None)
+    assert given[-1] == max(likeliest[-1].values())  # greedy
+
+
 def test_a_literal_marker_is_no_picture(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     assert client.completions.create(model="text", prompt="an <image> tag", max_tokens=2).usage is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
-from pathlib import Path
 
 import typer
+
+from distilvlm.errors import is_for_the_user
 
 from . import (
     cache,
@@ -64,15 +64,6 @@ def _configure_logging() -> None:
     logging.getLogger("distilvlm").setLevel(logging.INFO if main else logging.WARNING)
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether the error is one of ours with a message that says what to do; others keep their traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    raised_here = Path(frames[-1].filename).is_relative_to(Path(__file__).parent.parent)
-    return type(error).__module__.startswith("distilvlm.") or (
-        raised_here and isinstance(error, (ValueError, FileExistsError))
-    )
-
-
 def main() -> None:
     """Entry point of the `distilvlm` command."""
     if not {"--help", "-h"} & {*sys.argv}:
@@ -80,7 +71,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if not _is_for_the_user(error):
+        if not is_for_the_user(error):
             raise
         typer.secho(f"{type(error).__name__}: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)

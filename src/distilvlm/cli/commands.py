@@ -25,10 +25,10 @@ def run(
     set: Overrides = None,
 ) -> None:
     """Execute a recipe, or continue it where it was stopped."""
-    from distilvlm.runs.execute import run as execute
+    with interruptible():  # imports, too: they take seconds
+        from distilvlm.runs.execute import run as execute
 
-    quiet_transformers()
-    with interruptible():
+        quiet_transformers()
         finished = execute(recipe, set or [], dir)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"finished student: {finished.model}")
@@ -71,17 +71,47 @@ def prepare(
 
 @app.command()
 def compare(
-    file: Annotated[Path, typer.Argument(help="Comparison file (YAML): its runs, and the questions they are asked.")],
-    dir: Annotated[Path | None, typer.Option("--dir", help="Where everything goes; default runs/FILE.")] = None,
-    seeds: Seeds = 1,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE | [NAME=]RUN...",
+            help="A comparison file (.yaml): its runs are made and asked. Or run directories, model directories and "
+            "files of `evaluate --out`; a directory's answers lie in its answers/.",
+        ),
+    ],
+    dir: Annotated[
+        Path | None, typer.Option("--dir", help="Where everything goes; default runs/FILE, or runs/compared.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Of a file: repeat with so many seeds; default 1.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Of runs: whose lead over the control is the gap to be closed; default: teacher.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Of runs: what the others are compared with; default: control, or the first.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure how fast each model answers, and in how much memory.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=0, help="Questions that the page shows per question set.")] = 24,
 ) -> None:
-    """Make all runs of a comparison and ask their students the same questions: one table, with intervals."""
-    from distilvlm.compare import compare as start
-
+    """Compare students: one table with intervals, and one page. Make a comparison's runs, or take what is there."""
     quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
+    if len(what) == 1 and Path(what[0]).suffix in (".yaml", ".yml"):
+        from distilvlm.compare import compare as start
+
+        if teacher or control:
+            raise typer.BadParameter("a comparison file says it: 'teacher:', 'control:'", param_hint="--teacher")
+        file = Path(what[0])
+        with interruptible():
+            start(file, dir or Path("runs") / file.stem, seeds or 1, measure=measure, samples=samples)
+        return
+    from distilvlm.compare import gather
+
+    if seeds is not None:
+        raise typer.BadParameter("is of a comparison file; runs are there already", param_hint="--seeds")
     with interruptible():
-        start(file, dir or Path("runs") / file.stem, seeds)
+        gather(what, dir or Path("runs/compared"), teacher=teacher, control=control, measure=measure, samples=samples)
 
 
 @app.command()
@@ -90,9 +120,9 @@ def quickstart(
     seeds: Seeds = 1,
 ) -> None:
     """Train a teacher, a control and a distilled student on easy-VQA and compare them (minutes on two CPU cores)."""
-    from distilvlm.quickstart import quickstart as start
-
-    quiet_transformers()
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # `distilvlm run` tells all; here the steps are enough
     with interruptible():
+        from distilvlm.quickstart import quickstart as start
+
+        quiet_transformers()
         start(dir, seeds)

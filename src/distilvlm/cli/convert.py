@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .options import Json
+from .progress import counting
 
 if TYPE_CHECKING:
     from distilvlm.data.convert import Converted
@@ -299,6 +300,54 @@ def grounded(
 ) -> None:
     """LLaVA's JSON whose conversations hold boxes [x1, y1, x2, y2] already: every box is checked."""
     _convert("grounded", locals())
+
+
+@app.command()
+def rows(
+    source: Annotated[
+        str, typer.Argument(help="LLaVA's JSON or messages; parquet or tar files (directory, quoted pattern).")
+    ],
+    to: Annotated[
+        Literal["llava", "messages", "parquet", "webdataset"], typer.Option(help="The form that is written.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write (.jsonl, .parquet), or directory of shards.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Of JSON: directory of its pictures. Else: where embedded ones go; default: pictures/."),
+    ] = None,
+    pictures: Annotated[
+        Literal["embedded", "paths"], typer.Option(help="Whether parquet holds the pictures or names them.")
+    ] = "embedded",
+    shard_size: Annotated[int, typer.Option(min=1, help="Rows of a tar file.")] = 1000,
+    split: Annotated[str | None, typer.Option(help="Of parquet files or of a saved data set.")] = None,
+    on_bad_row: OnBadRow = "fatal",
+    as_json: Json = False,
+) -> None:
+    """Rows in another form, each as it was: LLaVA's JSON, messages, parquet, WebDataset shards, in all directions."""
+    from distilvlm.data.convert import rewrite
+
+    with counting("rows") as progress:
+        done = rewrite(
+            source,
+            out,
+            to,
+            images=images,
+            pictures=pictures,
+            shard_size=shard_size,
+            split=split,
+            on_bad_row=on_bad_row,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(done), indent=1, default=str))
+        return
+    files = f" in {done.files} shards" if to == "webdataset" and done.files > 1 else ""
+    typer.echo(f"{done.out}: {done.rows} rows{files}, {done.pictures} pictures")
+    if done.renamed:
+        typer.echo(f"{done.renamed} pictures are called by their content now: their names were not theirs alone")
+    if done.bad:
+        typer.echo(f"left out: {len(done.bad)} that can't be used, listed in {done.bad_file}; the first: {done.bad[0]}")
+    typer.echo(f"\nFor a recipe in {done.out.parent}:\n{done.entry()}")
 
 
 def _convert(format: str, given: dict[str, Any]) -> None:

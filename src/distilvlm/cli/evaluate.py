@@ -179,7 +179,7 @@ def _compare(first: Path, second: Path, as_json: bool) -> None:
     name = file_name(first)
     other = file_name(second, {name: None})
     source = {"answers": [str(first), str(second)], "alone": found.alone}
-    tell({name: found.a, other: found.b}, other, source, None, as_json)
+    tell(dict(zip((name, other), found.each, strict=True)), other, source, None, as_json)
 
 
 def _loaded(model: str, workflow: str | None, precision: str, text: bool = False) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from distilvlm.runs.stopping import CONTINUE, Stopped, stoppable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Recipe = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
@@ -48,8 +51,14 @@ def quiet_transformers() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
+    """For commands that continue where they were stopped: Ctrl-C ends one with 130, a signal to stop with CONTINUE."""
     try:
-        yield
+        with stoppable():
+            yield
     except KeyboardInterrupt:
         typer.echo("stopped; the same command continues", err=True)
         raise typer.Exit(130) from None
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(str(stopped), err=True)
+        raise typer.Exit(CONTINUE) from None

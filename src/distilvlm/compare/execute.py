@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from distilvlm.evaluate import Evaluation
-from distilvlm.models import build
-from distilvlm.models.compose import build_student
 from distilvlm.models.files import sweep, write_whole
 from distilvlm.models.packaged import prepare
-from distilvlm.models.parts import ADAPTORS, named
-from distilvlm.recipe import TEXT, ModelSpec, Recipe, RecipeError, load_recipe
+from distilvlm.recipe import TEXT, Recipe, RecipeError, load_recipe
 from distilvlm.recipe.errors import nearest
-from distilvlm.report import write_report
+from distilvlm.report import SAMPLES, write_report
 from distilvlm.runs.execute import run
+from distilvlm.runs.lock import locked
 
 from .ask import Asker
+from .facts import Facts, facts_of
 from .prepare import converted, keep_features
 from .questions import read_questions
 from .schema import Comparison, load_comparison
-from .table import Results, Seed, Size
+from .speed import answering_of
+from .table import Results, Seed
 
 
-def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
+def compare(
+    file: str | Path, directory: str | Path, seeds: int = 1, *, measure: bool = False, samples: int = SAMPLES
+) -> Results:
     """Train and compare; prints the tables, writes `table.md`, `comparison.json` and `report.html` into `directory`.
 
     The same call continues what was interrupted.
 
+    Args:
+        measure: also how fast each student answers and in how much memory; what is known is not measured again.
+        samples: questions that the page shows per question set.
+
     Raises:
         RecipeError: the comparison or one of its recipes is wrong; before anything is made.
+        InUseError: another process works in the directory.
         DataError, RunError, TeacherError, NonFiniteError: as the runs.
     """
     directory = Path(directory).absolute()
@@ -43,10 +50,14 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
         # A fault in the last one must not come to light after hours.
         _require_workflows(comparison, plan.recipes())
         _check_asked(comparison, plan.recipes())
+    with locked(directory):
+        return _make(comparison, directory, plans, measure, samples)
+
+
+def _make(comparison: Comparison, directory: Path, plans: Sequence[_Plan], measure: bool, samples: int) -> Results:
     console = Console()
     clock = Clock(console)
     with clock("weights and data"):
-        directory.mkdir(parents=True, exist_ok=True)
         sweep(directory)
         if comparison.prepare.weights:
             prepare(comparison.prepare.weights, directory / "weights")
@@ -58,7 +69,7 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
     # Before the runs: what is wrong with the questions must not come to light after hours.
     blind = {name: one.baselines() for name, one in questions.items()}
     done: list[Seed] = []
-    sizes: dict[str, Size] = {}
+    facts: dict[str, Facts] = {}
     kept: set[str | None] = {None}
     for plan in plans:
         recipes = plan.recipes()
@@ -73,11 +84,15 @@ def compare(file: str | Path, directory: str | Path, seeds: int = 1) -> Results:
         with clock(f"seed {plan.seed}: answers"):
             done.append(_asked(comparison, plan, recipes, asker, blind))
         for name in comparison.asked:
-            sizes.setdefault(name, _size(plan.places[name] / "model", recipes[name]))
-        results = Results(comparison, done, sizes)
+            if name not in facts:
+                model, timed = plan.places[name] / "model", directory / "answering" / f"{name}.json"
+                alone, precision = recipes[name].student.encoder_alone, recipes[name].machine.precision
+                answering = None if alone else answering_of(model, timed, measure, precision)
+                facts[name] = facts_of(model, plan.places[name], answering)
+        results = Results(comparison, done, facts)
         results.print(console)
         results.write(directory, clock.seconds)
-    console.print(f"report: {write_report(directory)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {write_report(directory, samples=samples)}", highlight=False, soft_wrap=True)
     return results
 
 
@@ -156,19 +171,6 @@ def _check_asked(comparison: Comparison, recipes: Mapping[str, Recipe]) -> None:
 def _copy_answers(there: Path, here: Path, run_name: str) -> None:
     for file in there.glob(f"*/{run_name}.*"):
         write_whole(here / file.relative_to(there), file.read_bytes())
-
-
-def _size(model: Path, recipe: Recipe) -> Size:
-    if recipe.student.encoder_alone:
-        assert recipe.student.vision is not None
-        vision = recipe.student.vision.model_copy(update={"source": str(model), "config": None})
-        alone = build_student(ModelSpec(vision=vision), seed=0, meta=True).model
-        return Size(sum(parameter.numel() for parameter in alone.parameters()), None)
-    student = build(ModelSpec.model_validate({"from": str(model)}), seed=0, meta=True)
-    everything = named(student.model)
-    language = [*student.model.model.language_model.parameters()]
-    language += [p for name, p in everything.items() if name.startswith(ADAPTORS) and ".projector." not in name]
-    return Size(sum(p.numel() for p in everything.values()), sum(p.numel() for p in language))
 
 
 class Clock:

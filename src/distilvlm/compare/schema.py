@@ -7,6 +7,7 @@ is that run's finished student (`${TEACHER}`, `${BASE_STUDENT}`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,6 +186,11 @@ class Comparison(Section):
         default=[], description="pairs of runs or baselines: the first's score minus the second's"
     )
     trends: list[Trend] = Field(default=[], description="curves over what some runs differ in")
+    teacher: str | None = Field(
+        default=None,
+        description="the run whose lead over `control` the others close, as a share; default: the one named teacher",
+    )
+    control: str | None = Field(default=None, description="default: the run named control")
 
     @model_validator(mode="after")
     def _names_agree(self) -> Comparison:
@@ -196,10 +202,22 @@ class Comparison(Section):
             raise ValueError(f"runs: '{name}' is the name of a baseline; call the run otherwise")
         named = [("differences", name) for pair in self.differences for name in pair]
         named += [("trends", name) for trend in self.trends for name in trend.runs.values()]
+        named += [(role, name) for role in ("teacher", "control") if (name := getattr(self, role)) is not None]
         for section, name in named:
             if name not in known:
                 raise ValueError(f"{section}: nothing named '{name}' is asked: there are {', '.join(known)}")
+        if (self.teacher is None) != (self.control is None):
+            raise ValueError("teacher, control: the gap lies between both: name both, or neither")
         return self
+
+    @property
+    def roles(self) -> tuple[str, str] | None:
+        """The teacher and the control that it is ahead of."""
+        return roles(self.asked, self.teacher, self.control)
+
+    @property
+    def of_seeds(self) -> bool:
+        return True
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -210,6 +228,12 @@ class Comparison(Section):
     def asked(self) -> list[str]:
         """The runs whose students are asked, in order."""
         return [run.name for run in self.runs if run.asked]
+
+
+def roles(models: Sequence[str], teacher: str | None, control: str | None) -> tuple[str, str] | None:
+    """Teacher and control, as named or as their names say; None where one of them is not there."""
+    found = teacher or "teacher", control or "control"
+    return found if all(name in models for name in found) else None
 
 
 BASELINES = ("majority", "question-only")

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from distilvlm.evaluate import Evaluation, Figure, Interval, difference
+from distilvlm.evaluate import Evaluation, Figure, Interval, difference, gap_closed
 from distilvlm.models.files import write_whole
 from distilvlm.runs import about
 
-from .schema import Comparison
+from .facts import Facts
+from .schema import Trend
 
 
-@dataclass(frozen=True)
-class Size:
-    """Parameters of a student."""
+class Asked(Protocol):
+    """What the table says of one question set."""
 
-    parameters: int
-    language_model_parameters: int | None  # None: a vision encoder alone
+    @property
+    def title(self) -> str: ...
+    @property
+    def measure(self) -> str: ...  # its name
+    @property
+    def of_encoders(self) -> bool: ...
+
+
+class Compared(Protocol):
+    """What is compared: a comparison file, or what was gathered."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def questions(self) -> Mapping[str, Asked]: ...
+    @property
+    def baselines(self) -> Sequence[str]: ...
+    @property
+    def differences(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def trends(self) -> Sequence[Trend]: ...
+    @property
+    def roles(self) -> tuple[str, str] | None: ...  # teacher and control, between which lies the gap to be closed
+    @property
+    def of_seeds(self) -> bool: ...  # False: models from anywhere, and one column
 
 
 @dataclass(frozen=True)
@@ -39,14 +67,24 @@ class Seed:
 class Results:
     """What a comparison measured so far."""
 
-    def __init__(self, comparison: Comparison, seeds: Sequence[Seed], sizes: Mapping[str, Size]) -> None:
-        self.comparison, self.seeds, self.sizes = comparison, seeds, sizes
+    def __init__(self, comparison: Compared, seeds: Sequence[Seed], facts: Mapping[str, Facts]) -> None:
+        self.comparison, self.seeds, self.facts = comparison, seeds, facts
 
     def gap(self, seed: Seed, questions: str, pair: tuple[str, str]) -> Interval | None:
         """The first's main figure minus the second's, paired, with its 95% interval over pictures; None where one of
         them is undefined."""
         first, second = (seed.rows[questions][name] for name in pair)
         return difference(first, second)
+
+    def closed(self, seed: Seed, questions: str) -> dict[str, Interval | None]:
+        """How much of the teacher's lead over the control each other model has made good; None where there is no lead.
+        Nothing where either was not asked this set."""
+        rows = seed.rows[questions]
+        if self.comparison.roles is None or not all(name in rows for name in self.comparison.roles):
+            return {}
+        teacher, control = (rows[name] for name in self.comparison.roles)
+        students = [name for name in self.facts if name in rows and name not in self.comparison.roles]
+        return {name: gap_closed(rows[name], control, teacher) for name in students}
 
     def pairs(self, questions: str) -> list[tuple[str, str]]:
         """The stated differences between two that were asked this set: not every set has every baseline."""
@@ -68,7 +106,7 @@ class Results:
                 for cells in self._models(name, figure):
                     table.add_row(*cells)
                 table.add_section()
-                for cells in self._gaps(name, figure):
+                for cells in [*self._gaps(name, figure), *self._closed(name, figure)]:
                     table.add_row(*cells)
                 console.print(table)
 
@@ -87,7 +125,8 @@ class Results:
             for figure in self._headlines(name):
                 header = self._header(f"{name}, {self._measure(name, figure)}", name)
                 lines += [_line(header), "|---" + "|---:" * (len(header) - 1) + "|"]
-                lines += [_line(cells) for cells in [*self._models(name, figure), *self._gaps(name, figure)]]
+                rows = [*self._models(name, figure), *self._gaps(name, figure), *self._closed(name, figure)]
+                lines += [_line(cells) for cells in rows]
                 lines.append("")
         lines.append(
             f"`{made['command']}`, {made['date']}, {made['machine']}, {sum(seconds.values()):.0f} s in this call."
@@ -101,7 +140,9 @@ class Results:
             "name": self.comparison.name,
             "title": self.comparison.title,
             "description": self.comparison.description,
-            "models": {name: asdict(size) for name, size in self.sizes.items()},
+            "of_seeds": self.comparison.of_seeds,
+            "roles": dict(zip(("teacher", "control"), self.comparison.roles or (), strict=False)) or None,
+            "models": {name: asdict(facts) for name, facts in self.facts.items()},
             "baselines": list(self.comparison.baselines),
             "measures": {spec.measure: self._figures(name) for name, spec in self.comparison.questions.items()},
             "questions": {
@@ -125,7 +166,11 @@ class Results:
                         name: {" - ".join(pair): _json(self.gap(seed, name, pair)) for pair in self.pairs(name)}
                         for name in seed.rows
                     },
-                    "runs": {run: str(place.relative_to(directory)) for run, place in seed.runs.items()},
+                    "closed": {
+                        name: {who: _json(share) for who, share in self.closed(seed, name).items()}
+                        for name in seed.rows
+                    },
+                    "runs": {run: os.path.relpath(place, directory) for run, place in seed.runs.items()},
                 }
                 for seed in self.seeds
             ],
@@ -152,15 +197,13 @@ class Results:
 
     def _header(self, first: str, questions: str) -> list[str]:
         part = "encoder" if self.comparison.questions[questions].of_encoders else "language model"
-        return [first, part, *(f"seed {seed.seed}" for seed in self.seeds)]
+        return [first, part, *(f"seed {seed.seed}" if self.comparison.of_seeds else "all" for seed in self.seeds)]
 
     def _models(self, name: str, figure: Figure) -> list[list[str]]:
         rows: list[list[str]] = []
         for who in self.seeds[0].rows[name]:
-            size = self.sizes.get(who)
-            counted = size and (
-                size.parameters if size.language_model_parameters is None else size.language_model_parameters
-            )
+            facts = self.facts.get(who)
+            counted = facts and facts.counted
             given = (seed.rows[name][who].figures[figure.name] for seed in self.seeds)
             rows.append([who, f"{counted:,}" if counted else "", *map(figure.cell, given)])
         return rows
@@ -173,6 +216,20 @@ class Results:
             [f"{pair[0]} − {pair[1]}", "", *(figure.cell(self.gap(seed, name, pair), "+") for seed in self.seeds)]
             for pair in self.pairs(name)
         ]
+
+    def _closed(self, name: str, figure: Figure) -> list[list[str]]:
+        """The share of the gap that is closed, in %, of the main figure alone."""
+        each = [self.closed(seed, name) for seed in self.seeds]
+        if figure != self._any(name).measure.main or not each[0] or self.comparison.roles is None:
+            return []
+        share = Figure("closed", "gap closed", figure.parts)
+        teacher, control = self.comparison.roles
+        rows: list[list[str]] = []
+        for who in each[0]:
+            given = [found.get(who) for found in each]
+            cells = ["no gap" if one is None else share.cell(one) for one in given]
+            rows.append([f"{who}: of the gap {control} → {teacher}, %", "", *cells])
+        return rows
 
 
 def _json(value: Interval | None) -> dict[str, float] | None:

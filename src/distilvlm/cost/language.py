@@ -12,6 +12,7 @@ import torch
 from distilvlm.data import StageData
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import source_of, stage_data
+from distilvlm.data.streams import here
 from distilvlm.models.features import FeatureError, FeatureReader
 from distilvlm.models.quantised import saved_bytes
 from distilvlm.models.stages import choosing
@@ -90,9 +91,9 @@ class LanguageStage:
                 beside = view(spec, self.teacher, self.student)
             key = repr((names, self.spec.max_length, beside is None))
             if key not in looked:
-                here = all(Path(self.recipe.data[name].path).exists() for name in names)
+                are_here = all(here(self.recipe.data[name].path) for name in names)
                 looked[key] = None
-                if here and self.student.tokenizer is not None:
+                if are_here and self.student.tokenizer is not None:
                     sources = [source_of(self.recipe, self.spec, name) for name in names]
                     student = self.student
                     looked[key] = stage_data(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from distilvlm.data import StageData
 from distilvlm.data.stage import source_of, stage_data
+from distilvlm.data.streams import here
 from distilvlm.models.alone import Encoder
 from distilvlm.models.stages import students
 from distilvlm.models.vlm import VLM
@@ -109,7 +109,7 @@ def _of_pictures(stage: PictureStage, given: Mapping[str, StageData] | None, clo
     """The cost of a stage of pictures alone."""
     recipe, spec, student = stage.recipe, stage.recipe.stages[stage.index], stage.student
     data = (given or {}).get(spec.name)
-    if data is None and all(Path(recipe.data[name].path).exists() for name in spec.data):
+    if data is None and all(here(recipe.data[name].path) for name in spec.data):
         sources = [source_of(recipe, spec, name) for name in spec.data]
         data = stage_data(recipe, spec, None, student.layout, sources)
     pictures, updates = stage.numbers(data)

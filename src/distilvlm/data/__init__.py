@@ -3,7 +3,7 @@
 from distilvlm.data.batch import IGNORED, BadRow, Batch, SampleKey
 from distilvlm.data.dataset import StageData
 from distilvlm.data.grouping import Grouping
-from distilvlm.data.loader import MicroBatches, batches
+from distilvlm.data.loader import MicroBatches, batches, groups
 from distilvlm.data.problems import DataError, raise_or_quarantine
 from distilvlm.data.readers import Source, read
 from distilvlm.data.records import Preferences, Record, Turn
@@ -34,6 +34,7 @@ __all__ = [
     "batches",
     "explain",
     "export_chat_template",
+    "groups",
     "raise_or_quarantine",
     "read",
     "shares",

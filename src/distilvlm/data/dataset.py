@@ -30,6 +30,9 @@ from distilvlm.data.sampler import SampleIndex
 from distilvlm.data.template import Encoded, Template
 from distilvlm.recipe.schema import PictureSpec
 
+REMEMBERED = 65_536
+"""Pictures whose content a process remembers: names of all would be gigabytes."""
+
 FeatureReader = Callable[[str], Tensor]
 """Path of a picture to its kept features, [placeholders, d_vision]."""
 
@@ -130,7 +133,7 @@ class StageData(Dataset[Sample]):
         self._contents: dict[str, str] = {}  # picture -> what `geometry.content` says
         self._members = np.concatenate(
             [
-                np.stack([np.full(len(source.records), number), np.arange(len(source.records))], axis=1)
+                np.stack([np.full(len(source.records), number), np.arange(len(source.records))], axis=1, dtype=np.int32)
                 for number, source in enumerate(self.sources)
             ]
         )  # [samples, 2] source and record
@@ -156,6 +159,17 @@ class StageData(Dataset[Sample]):
         (LLaVA's)."""
         words = self._gather([source.records.words for source in self.sources])
         return words + self.placeholders * self.picture_counts
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """[samples] what of the storage each is in, see `Records.blocks`; no two sources share one."""
+        found: list[np.ndarray] = []
+        first = 0
+        for source in self.sources:
+            own = source.records.blocks + first
+            first = int(own.max(initial=first - 1)) + 1
+            found.append(own)
+        return self._gather(found)
 
     @property
     def mixture(self) -> list[tuple[int, float]]:
@@ -229,6 +243,13 @@ class StageData(Dataset[Sample]):
             kept = lengths[source.name]
             _, ours, theirs = np.intersect1d(_rows(source), kept[:, 0], return_indices=True)
             known[ours] = kept[theirs, 1:]
+
+    def learn_lengths(self, indices: Sequence[int], lengths: np.ndarray) -> None:
+        """Keep what another process noted of samples: [samples, sequences] int32, 0 for what is not known."""
+        members = self._members[np.asarray(indices)]
+        for number, known in enumerate(self._known_lengths):
+            own = members[:, 0] == number
+            known[members[own, 1]] = lengths[own]
 
     def note_lengths(self, index: int, sequences: Sequence[Encoded]) -> tuple[int, ...]:
         """Keep the `sequence_lengths` of sequences that were made."""
@@ -362,18 +383,22 @@ class StageData(Dataset[Sample]):
         return identify(encoded.input_ids, encoded.labels, encoded.placeholder_positions, self._content(record))
 
     def _content(self, record: Record) -> list[str]:
-        """What `geometry.content` says of each picture, asked once."""
+        """What `geometry.content` says of each picture, asked once as a rule."""
+        if len(self._contents) > REMEMBERED:
+            self._contents.clear()
         for path in record.images:
             if path not in self._contents:
                 self._contents[path] = geometry.content(path)
         return [self._contents[path] for path in record.images]
 
-    def check(self, progress: Callable[[int], None] | None = None, indices: Sequence[int] | None = None) -> DataReport:
+    def check(
+        self, progress: Callable[[int, int], None] | None = None, indices: Sequence[int] | None = None
+    ) -> DataReport:
         """One pass over everything before the first step: templates, masks, lengths, headers of pictures. Nothing is
         decoded. What it finds is applied by `problems.raise_or_quarantine` and `without`.
 
         Args:
-            progress: called with the number of samples seen, after each.
+            progress: called now and then with how many samples were seen, of how many.
             indices: the samples to look at; default: all. What the readers found is reported in any case.
         """
         return inspect(self, progress, range(len(self)) if indices is None else indices)
@@ -489,4 +514,4 @@ def _field_and_reason(error: RowError | PictureError) -> tuple[str, str]:
 
 def _rows(source: Source) -> np.ndarray:
     """[records] int32: the row of each."""
-    return np.fromiter((record.key.row for record in source.records), np.int32, len(source.records))
+    return source.records.rows.astype(np.int32)

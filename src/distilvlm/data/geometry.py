@@ -11,13 +11,14 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from distilvlm import storage
 from distilvlm.recipe.schema import Augmentation
 
 Geometry = Literal["square", "pad", "crop"]
@@ -39,7 +40,7 @@ def header(path: str) -> tuple[int, int]:
     Raises:
         PictureError: no such file, no picture, or too many pixels.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), _opened(path) as image:
         return _sized(image, MAX_PIXELS)
 
 
@@ -49,7 +50,7 @@ def upright_size(path: str) -> tuple[int, int]:
     Raises:
         PictureError: as `header`.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), _opened(path) as image:
         width, height = _sized(image, MAX_PIXELS)
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
@@ -64,13 +65,23 @@ def problem(path: str, decoded: bool = False) -> str | None:
     return None
 
 
+def problem_of(stream: BinaryIO) -> str | None:
+    """Why a stream's header is no picture's, or None."""
+    try:
+        with _readable("it"), _image(stream) as image:
+            _sized(image, MAX_PIXELS)
+    except PictureError as error:
+        return str(error)
+    return None
+
+
 def content(path: str) -> str:
     """SHA-256 of the file, hexadecimal: what a picture is, whatever it is called.
 
     Raises:
         PictureError: it can't be read.
     """
-    with _readable(path), open(path, "rb") as stream:  # noqa: PTH123 (as `header`: a path of text)
+    with _readable(path), storage.opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -80,7 +91,7 @@ def decode(path: str) -> Image.Image:
     Raises:
         PictureError: as `header`, or the pixels can't be decoded.
     """
-    with _readable(path), Image.open(path) as image:
+    with _readable(path), _opened(path) as image:
         _sized(image, MAX_PIXELS)
         return _upright(image)
 
@@ -194,6 +205,23 @@ def _sized(image: Image.Image, pixels: int) -> tuple[int, int]:
     if not width or not height:
         raise PictureError(f"{width} x {height} pixels: nothing to see")
     return width, height
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    if not storage.is_inside(path):
+        with Image.open(path) as image:
+            yield image
+        return
+    with storage.opened(path) as stream, _image(stream) as image:
+        yield image
+
+
+def _image(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream)
+    except Image.UnidentifiedImageError:  # which would name an object's place in memory
+        raise PictureError("cannot identify image file") from None
 
 
 @contextmanager

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-
-import torch
-from torch.utils.data import DataLoader
 
 from distilvlm.data.batch import Batch
 from distilvlm.data.collate import collate
 from distilvlm.data.dataset import StageData
 from distilvlm.data.grouping import Grouping
-from distilvlm.data.problems import DataError
 from distilvlm.data.sample import Sample
 from distilvlm.data.sampler import Order, SampleIndex, shares
+from distilvlm.data.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,15 @@ def batches(
     """Yield (update, this rank's micro-batches) for the updates `first_update` ... `last_update` - 1.
 
     There are none where the rank has no share of an update; what is left of them when the next update is asked for is
-    passed over. With `workers` the same batches are made in that many processes, which live until the last update. No
-    global generator is drawn from.
+    passed over. With `workers` the same batches are made in that many processes, which live until the last update; one
+    that dies is replaced (workers.py). No global generator is drawn from.
 
     Args:
         grouping: which samples go together; default: one by one.
 
     Raises:
-        DataError: a sample can't be loaded (names it), or a loader process died (names the samples it may have had).
+        DataError: a sample can't be loaded (names it), or loader processes die again and again (names the samples that
+            they may have had).
     """
     if order.samples != len(data):
         raise ValueError(f"the order is for {order.samples} samples, the data has {len(data)}")
@@ -67,21 +66,30 @@ def batches(
             wanted = plan.of(update)
             yield update, MicroBatches(len(wanted), (join([data[at] for at in samples]) for samples in wanted))
         return
-    loader = DataLoader(
-        data,
-        batch_sampler=plan,  # type: ignore[arg-type]  (any iterable of lists will do)
-        num_workers=workers,
-        collate_fn=join,
-        # The loader seeds its processes from a generator: without its own it would draw from the global one.
-        generator=torch.Generator().manual_seed(0),
-    )
-    made = iter(loader)
-    for update in plan.updates:
-        # What the loader asks the plan for ahead of time it does not ask twice.
-        count = plan.counts.pop(update) if update in plan.counts else len(plan.of(update))
-        own = (_next(made, plan) for _ in range(count))
-        yield update, MicroBatches(count, own)
-        deque(own, maxlen=0)
+    with Workers(data, plan, plan.under_way, join, workers, _outlive) as processes:
+        for update in plan.updates:
+            # What the loader asks the plan for ahead of time it does not ask twice.
+            count = plan.counts.pop(update) if update in plan.counts else len(plan.of(update))
+            own = (processes.next() for _ in range(count))
+            yield update, MicroBatches(count, own)
+            deque(own, maxlen=0)
+
+
+def groups(
+    data: StageData, order: Order, update: int, rank: int, world: int, grouping: Grouping
+) -> list[list[SampleIndex]]:
+    """Which samples are in each of a rank's micro-batches of an update."""
+    return _Plan(data, order, range(update, update + 1), rank, world, grouping).of(update)
+
+
+OUTLIVING = 300
+"""Seconds that a loader process works on behind a signal to stop."""
+
+
+def _outlive(process: int) -> None:
+    """A job's end is sent to all of its processes, and who trains needs these until the update is finished."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: signal.alarm(OUTLIVING))
 
 
 class _Collate:
@@ -120,17 +128,3 @@ class _Plan:
             for samples in wanted:
                 self.under_way.append(samples)
                 yield samples
-
-
-def _next(made: Iterator[Batch], plan: _Plan) -> Batch:
-    try:
-        batch = next(made)
-    except DataError:
-        raise
-    except RuntimeError as error:
-        # torch says so when a process was killed (out of memory, say); it does not say what it was doing.
-        keys = [plan.data.record(index).key for samples in plan.under_way for _, index in samples]
-        rows = ", ".join(f"{key.file} row {key.row}" for key in keys)
-        raise DataError(f"a loader process died; it was at one of these: {rows}. {error}") from error
-    plan.under_way.popleft()
-    return batch

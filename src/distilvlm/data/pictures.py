@@ -6,13 +6,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from distilvlm.data.batch import IGNORED
 from distilvlm.data.convert.pictures import is_picture
 from distilvlm.data.problems import DataError, RowError
 from distilvlm.data.readers import Source, read
-from distilvlm.data.records import Record, Records
+from distilvlm.data.records import Packed, Record, Records
+from distilvlm.data.streams import shards_of
+from distilvlm.data.streams.records import ReadRecords
 from distilvlm.data.template import SAFE_ID, Encoded
 from distilvlm.recipe.schema import SourceSpec
 
@@ -26,24 +29,53 @@ def read_pictures(spec: SourceSpec, name: str) -> Source:
         DataError: as `readers.read`; no picture; or a directory with another number of them than the recipe says.
     """
     path = Path(spec.path)
-    if path.is_dir():
+    if path.is_dir() and not shards_of(spec.path):
         return _below(path, spec, name)
     rows = read(spec, name)
-    source = Source(name, spec, rows.format, Records(name, str(path), Path()), rows.bad)
-    seen: set[str] = set()
-    shown = 0
-    for record in rows.records:
-        shown += len(record.images)
-        for image in record.images:
-            if image not in seen:
-                seen.add(image)
-                source.records.append(record.key.row, record.id, (image,), ())
-    textual = int((rows.records.pictures == 0).sum())
+    assert isinstance(rows.records, ReadRecords)
+    different = Different(rows.records)
     logger.info(
         "data '%s': %d different pictures of the %d that %d rows show; %d rows of text only are not looked at",
-        *(name, len(seen), shown, len(rows.records), textual),
+        *(name, len(different), len(rows.records.shown), len(rows.records), int((rows.records.pictures == 0).sum())),
     )
-    return _filled(source)
+    return _filled(Source(name, spec, rows.format, different, rows.bad))
+
+
+class Different(Records):
+    """The different pictures of records, one record each, in the order in which they are shown first."""
+
+    def __init__(self, records: ReadRecords) -> None:
+        self.source, self.file, self.root = records.source, records.file, Path()
+        self._records = records
+        _, first = np.unique(records.shown, axis=0, return_index=True)
+        first.sort()
+        ends = np.cumsum(records.pictures)
+        self._owners = np.searchsorted(ends, first, side="right")  # [pictures] the record that shows it first
+        self._places = first - (ends - records.pictures)[self._owners]  # and its place among that one's pictures
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self._records.rows[self._owners]
+
+    @property
+    def words(self) -> np.ndarray:
+        return np.zeros(len(self), np.int64)
+
+    @property
+    def pictures(self) -> np.ndarray:
+        return np.ones(len(self), np.int64)
+
+    @property
+    def blocks(self) -> np.ndarray:
+        return self._records.blocks[self._owners]
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        index = self.place(index)
+        owner = self._records[int(self._owners[index])]
+        return Record(owner.key, owner.id, (owner.images[int(self._places[index])],), ())
 
 
 def _below(path: Path, spec: SourceSpec, name: str) -> Source:
@@ -51,12 +83,12 @@ def _below(path: Path, spec: SourceSpec, name: str) -> Source:
     files = sorted(file for file in path.rglob("*") if is_picture(file) and not file.name.startswith("."))
     if spec.rows is not None and len(files) != spec.rows:
         raise DataError(f"{path} has {len(files)} pictures, but data.{name}.rows says {spec.rows}: is it whole?")
-    source = Source(name, spec, "pictures", Records(name, str(path), Path()))
+    records = Packed(name, str(path), Path())
     for row, file in enumerate(files[: spec.take]):
         named = file.relative_to(root) if file.is_relative_to(root) else file
-        source.records.append(row, named.as_posix(), (str(file),), ())
-    logger.info("data '%s': %d pictures below %s", name, len(source.records), path)
-    return _filled(source)
+        records.append(row, named.as_posix(), (str(file),))
+    logger.info("data '%s': %d pictures below %s", name, len(records), path)
+    return _filled(Source(name, spec, "pictures", records))
 
 
 def _filled(source: Source) -> Source:

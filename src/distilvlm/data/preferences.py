@@ -58,7 +58,7 @@ def form(row: dict[str, Any]) -> Form | None:
     return "messages" if "prompt" in row or "messages" in row else None
 
 
-def draft(row: dict[str, Any], form: Form, root: Path) -> Draft:
+def draft(row: dict[str, Any], form: Form, root: Path | None) -> Draft:
     """A row of preferences as a draft of its record: both sides with all the care that a plain conversation gets.
 
     Raises:
@@ -102,7 +102,7 @@ def label(row: dict[str, Any]) -> bool:
     return given
 
 
-def _side(row: dict[str, Any], form: Form, side: tuple[str, Placed], root: Path) -> Draft:
+def _side(row: dict[str, Any], form: Form, side: tuple[str, Placed], root: Path | None) -> Draft:
     key, turns = side
     made = conversation(row, form, key, turns, root)
     last = made.turns[-1]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from distilvlm.data import preferences
-from distilvlm.data.batch import BadRow, SampleKey
+from distilvlm.data.batch import BadRow
 from distilvlm.data.problems import DataError, RowError
 from distilvlm.data.records import Preferences, Records
-from distilvlm.data.rows import MalformedRow, rows
+from distilvlm.data.streams import MalformedRow, Stored, open_rows
+from distilvlm.data.streams.records import ReadRecords
+from distilvlm.data.streams.survey import survey
 from distilvlm.data.turns import Draft, Form, conversation, kind, listed
 from distilvlm.recipe.schema import SourceSpec
 
@@ -42,40 +45,76 @@ def read(spec: SourceSpec, name: str) -> Source:
     Raises:
         DataError: the file can't be read, its format is unknown, or it has another number of rows than the recipe says.
     """
-    path = Path(spec.path)
-    root = Path(spec.images) if spec.images else path.parent
-    source = Source(name, spec, spec.format, Records(name, str(path), root))
-    drafts = _Drafts(source, root)
-    count = 0
-    for row, value in enumerate(rows(path)):
-        count = row + 1
-        if spec.take is not None and row >= spec.take:
-            if spec.rows is None:
-                break
-            continue  # the rest is only counted
-        try:
-            draft = drafts.of(value)
-        except RowError as error:
-            source.bad.append(BadRow(SampleKey(name, str(path), row), error.field, error.reason))
-            continue
-        source.records.append(row, _identity(value, row), draft.images, draft.turns, draft.other, draft.desirable)
-        source.neutralised += draft.neutralised
-        source.markers_added += draft.marker_added
-        source.answers_dropped += draft.answers_dropped
-    if spec.rows is not None and count != spec.rows:
-        raise DataError(f"{path} has {count} rows, but data.{name}.rows says {spec.rows}: is it the right file, whole?")
+    rows = open_rows(spec.path)
+    if spec.rows is not None and len(rows) != spec.rows:
+        if spec.take is None:
+            deque(rows.stretch(0, len(rows)), maxlen=0)  # a malformed file is told as what it is
+        raise DataError(
+            f"{spec.path} has {len(rows)} rows, but data.{name}.rows says {spec.rows}: is it the right file, whole?"
+        )
+    count = len(rows) if spec.take is None else min(spec.take, len(rows))
+    root = Path(spec.images) if spec.images else _beside(spec.path)
+    format, preferences = _told(spec, name, rows, count)
+    drafted = Drafted("llava" if format == "llava" else "messages", preferences, root)
+    found = survey(name, rows, count, drafted, root, [format, preferences])
+    source = Source(
+        name,
+        spec,
+        format,
+        ReadRecords(name, spec.path, rows, root, replace(drafted, root=None), found),
+        found.bad,
+        found.neutralised,
+        found.markers_added,
+        found.answers_dropped,
+        preferences,
+    )
     logger.info(
         "data '%s': %d %s (%s) from %s; %d bad rows, %d typed image tokens neutralised, %d missing markers added, "
         "%d leading answers left out",
-        *(name, len(source.records), NAMES[source.preferences], source.format, path, len(source.bad)),
+        *(name, len(source.records), NAMES[source.preferences], source.format, spec.path, len(source.bad)),
         *(source.neutralised, source.markers_added, source.answers_dropped),
     )
     return source
 
 
-def _identity(value: dict[str, Any], row: int) -> str:
-    given = value.get("id")
-    return str(row) if given is None else str(given)
+def _beside(path: str) -> Path:
+    """The directory that pictures' names are relative to, where nothing else is said."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def _told(spec: SourceSpec, name: str, rows: Stored, count: int) -> tuple[str, Preferences | None]:
+    """The form and the kind of rows that a source holds, told from the first one."""
+    first = next((value for value in rows.stretch(0, count) if isinstance(value, dict)), None)
+    if first is None:
+        return spec.format, None
+    format = spec.format
+    if format == "auto":
+        format = _detect(first, spec.path, name)
+        logger.info("data '%s': format '%s', told from the first row", name, format)
+    return format, preferences.family(first)
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """Makes rows drafts of records; loader processes can be handed it.
+
+    Args:
+        form: of the rows, and what kind of them the source holds.
+        root: where their pictures must be; None: that was looked at.
+    """
+
+    form: Form
+    preferences: Preferences | None
+    root: Path | None
+
+    def __call__(self, value: Any) -> Draft:
+        """Raises `RowError`."""
+        if isinstance(value, MalformedRow):
+            raise RowError(value.field, value.reason)
+        if not isinstance(value, dict):
+            raise RowError("row", f"is {kind(value)}, not an object")
+        preferences.check_family(value, self.preferences)
+        return _drafted(value, self.form, self.root)
 
 
 def check_llava(value: dict[str, Any], root: Path) -> None:
@@ -83,38 +122,14 @@ def check_llava(value: dict[str, Any], root: Path) -> None:
     _drafted(value, "llava", root)
 
 
-class _Drafts:
-    """Rows as drafts of records. The first row says which form and which kind of rows the file holds."""
-
-    def __init__(self, source: Source, root: Path) -> None:
-        self.source = source
-        self.root = root
-        self.is_first = True
-
-    def of(self, value: Any) -> Draft:
-        source = self.source
-        if isinstance(value, MalformedRow):
-            raise RowError("row", value.reason)
-        if not isinstance(value, dict):
-            raise RowError("row", f"is {kind(value)}, not an object")
-        if self.is_first:
-            if source.format == "auto":
-                source.format = _detect(value, source)
-                logger.info("data '%s': format '%s', told from the first row", source.name, source.format)
-            source.preferences = preferences.family(value)
-            self.is_first = False
-        preferences.check_family(value, source.preferences)
-        return _drafted(value, "llava" if source.format == "llava" else "messages", self.root)
-
-
-def _drafted(value: dict[str, Any], form: Form, root: Path) -> Draft:
+def _drafted(value: dict[str, Any], form: Form, root: Path | None) -> Draft:
     if preferences.family(value) is not None:
         return preferences.draft(value, form, root)
     key = "conversations" if form == "llava" else "messages"
     return conversation(value, form, key, listed(value, key), root)
 
 
-def _detect(value: dict[str, Any], source: Source) -> Form:
+def _detect(value: dict[str, Any], path: str, name: str) -> Form:
     if preferences.family(value) is not None:
         form = preferences.form(value)
         if form is not None:
@@ -124,7 +139,7 @@ def _detect(value: dict[str, Any], source: Source) -> Form:
     elif "messages" in value:
         return "messages"
     raise DataError(
-        f"{source.spec.path}: the first row has neither 'conversations' (LLaVA) nor 'messages' (OpenAI) nor a 'prompt' "
-        f"with answers, only {sorted(map(str, value))}; set data.{source.name}.format, or convert the file "
+        f"{path}: the first row has neither 'conversations' (LLaVA) nor 'messages' (OpenAI) nor a 'prompt' "
+        f"with answers, only {sorted(map(str, value))}; set data.{name}.format, or convert the file "
         "(distilvlm data convert)"
     )

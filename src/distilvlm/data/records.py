@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +23,6 @@ IMAGE_TOKEN = "<image>"
 """LLaVA's marker in data files, and the special token of every tokenizer that a VLM of ours holds."""
 
 Role = Literal["system", "user", "assistant"]
-_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 Preferences = Literal["pairs", "rated"]
 """What records of preferences are: pairs of a chosen and a rejected answer, or single answers that were rated."""
@@ -67,11 +66,54 @@ class Record:
 
 
 class Records(Sequence[Record]):
-    """Records packed into one buffer and made when asked for.
+    """The records of a source, each made when it is asked for, and numbers of all of them as arrays.
 
-    665,000 conversations as Python objects take gigabytes, and again as many in every loader process, because counting
-    references dirties shared pages. One buffer is shared as it is.
+    Records as Python objects would take gigabytes, and again as many in every loader process, because counting
+    references dirties shared pages.
+
+    Attributes:
+        source: its name in the recipe.
+        file: what it is read from.
+        root: the directory that pictures' names are relative to.
     """
+
+    source: str
+    file: str
+    root: Path
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[records] int64: row of the source that each was."""
+        raise NotImplementedError
+
+    @property
+    def words(self) -> np.ndarray:
+        """[records] words of all turns, see `turns.Draft.words`."""
+        raise NotImplementedError
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """[records] pictures per record."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """[records] number of what each lies in: records of one block are read together at little more than the cost of
+        one."""
+        return self.rows // 4096
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def place(self, index: int) -> int:
+        """`index` from the front. Raises IndexError."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return index % len(self)
+
+
+class Packed(Records):
+    """Records packed into one buffer, for what no file of rows tells."""
 
     def __init__(self, source: str, file: str, root: Path) -> None:
         self.source = source
@@ -80,69 +122,33 @@ class Records(Sequence[Record]):
         self._buffer = bytearray()
         self._ends = array("q")
         self._rows = array("q")
-        self._words = array("i")
         self._pictures = array("i")
 
-    def append(
-        self,
-        row: int,
-        id: str,
-        images: Sequence[str],
-        turns: Sequence[Turn],
-        other: Sequence[Turn] = (),
-        desirable: bool | None = None,
-    ) -> None:
-        packed = [id, list(images), _packed(turns)]
-        if other or desirable is not None:
-            packed += [_packed(other), desirable]
-        self._buffer += json.dumps(packed).encode()
+    def append(self, row: int, id: str, images: Sequence[str]) -> None:
+        """Add a record of pictures without text."""
+        self._buffer += json.dumps([id, list(images)]).encode()
         self._ends.append(len(self._buffer))
         self._rows.append(row)
-        self._words.append(max(sum(len(turn.text.split()) for turn in side) for side in (turns, other)))
         self._pictures.append(len(images))
 
     @property
     def rows(self) -> np.ndarray:
-        """[records] row of the file that each was."""
         return np.array(self._rows, dtype=np.int64)
 
     @property
     def words(self) -> np.ndarray:
-        """[records] words of all turns: LLaVA's measure of length for its grouped sampler. Of a pair, words of its
-        longer side: both stand in one micro-batch, which is as long as its longest sequence."""
-        return np.array(self._words, dtype=np.int64)
+        return np.zeros(len(self), np.int64)
 
     @property
     def pictures(self) -> np.ndarray:
-        """[records] pictures per record."""
         return np.array(self._pictures, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
+        index = self.place(index)
         start = self._ends[index - 1] if index else 0
-        id, images, turns, *preferences = json.loads(self._buffer[start : self._ends[index]])
-        other, desirable = preferences or ((), None)
-        return Record(
-            key=SampleKey(self.source, self.file, self._rows[index]),
-            id=id,
-            images=tuple(str(self.root / image) for image in images),
-            turns=_unpacked(turns),
-            other=_unpacked(other),
-            desirable=desirable,
-        )
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
-
-
-def _packed(turns: Sequence[Turn]) -> list[list[int | str]]:
-    return [[_ROLES.index(turn.role), turn.text] for turn in turns]
-
-
-def _unpacked(turns: Sequence[Sequence[Any]]) -> tuple[Turn, ...]:
-    return tuple(Turn(_ROLES[role], text) for role, text in turns)
+        id, images = json.loads(self._buffer[start : self._ends[index]])
+        key = SampleKey(self.source, self.file, self._rows[index])
+        return Record(key=key, id=id, images=tuple(str(self.root / image) for image in images), turns=())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,18 @@ class SourceReport:
         """Samples of it in an epoch."""
         return showings(self.samples, self.weight)
 
-    def measure(self, lengths: list[int]) -> None:
+    def add(self, other: SourceReport) -> None:
+        """Count what another look at samples of the source has counted; lengths are `measure`d of all together."""
+        for count in fields(self):
+            own, more = getattr(self, count.name), getattr(other, count.name)
+            if count.name == "teachers_longest":
+                self.teachers_longest = max(own, more)
+            elif count.name not in ("weight", "median", "ninetieth", "ninety_ninth", "longest"):
+                setattr(self, count.name, own + more)
+
+    def measure(self, lengths: np.ndarray) -> None:
         """Note the lengths (positions) of all sequences."""
-        if lengths:
+        if len(lengths):
             at = np.quantile(lengths, (0.5, 0.9, 0.99, 1), method="inverted_cdf")
             self.median, self.ninetieth, self.ninety_ninth, self.longest = (int(value) for value in at)
 

@@ -15,6 +15,14 @@ SampleIndex = tuple[int, int]
 """(pass, index in the data). Pass p shows a sample for the p-th time: without weights it is the epoch."""
 
 
+LANES = 16
+"""Stretches of shards that are read side by side: processes take every so many-th sample, so up to 16 of them (2, 4, 8)
+read shards of their own."""
+
+WINDOW = 128
+"""Samples of a stretch that are shuffled: with 16 stretches a sample is drawn from 2,048."""
+
+
 def showings(samples: int, weight: float) -> int:
     """How many samples an epoch takes of a source: rounded up, so that two epochs of weight 0.5 show all of it."""
     return math.ceil(round(samples * weight, 6))
@@ -31,11 +39,14 @@ class Order:
         batch: samples per update.
         seed: the recipe's seed.
         stage: name of the stage; two stages of a run have different orders.
-        order: "random", or "grouped": LLaVA-1.5's sampler, where an update holds samples of one modality, longest
-            first, so that micro-batches (every world-th sample, see `shares`) hold rows of similar length. What is
-            left of both modalities makes the last update (or two) of an epoch.
+        order: "random"; or "grouped": LLaVA-1.5's sampler, where an update holds samples of one modality, longest
+            first, so that micro-batches (every world-th sample, see `shares`) hold rows of similar length, and what is
+            left of both modalities makes the last update (or two) of an epoch; or "shards": for storage that is slow
+            at random. Shards come in random order, cut into `LANES` stretches; every stretch is read from its front to
+            its back, shuffled within `WINDOW` samples, and neighbours in the order are of neighbouring stretches.
         lengths: [samples] any measure of length; needed by "grouped".
         pictures: [samples] pictures per sample; needed by "grouped".
+        blocks: [samples] the shard of each; needed by "shards".
         mixture: (number of samples, weight) of each source, in the order of the data; default: one of weight 1.
     """
 
@@ -45,15 +56,18 @@ class Order:
         batch: int,
         seed: int,
         stage: str,
-        order: Literal["random", "grouped"] = "random",
+        order: Literal["random", "grouped", "shards"] = "random",
         lengths: np.ndarray | None = None,
         pictures: np.ndarray | None = None,
         mixture: Sequence[tuple[int, float]] | None = None,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if samples < 1 or batch < 1:
             raise ValueError(f"an order needs samples and a batch of at least 1, got {samples} and {batch}")
         if order == "grouped" and (lengths is None or pictures is None or not len(lengths) == len(pictures) == samples):
             raise ValueError(f"order 'grouped' needs the length and the number of pictures of all {samples} samples")
+        if order == "shards" and (blocks is None or len(blocks) != samples):
+            raise ValueError(f"order 'shards' needs the shard of all {samples} samples")
         self.mixture = [(samples, 1.0)] if mixture is None else list(mixture)
         if sum(count for count, _ in self.mixture) != samples:
             raise ValueError(f"the sources {self.mixture} do not have {samples} samples together")
@@ -63,6 +77,7 @@ class Order:
         self.order = order
         self._lengths = lengths
         self._pictures = pictures
+        self._blocks = blocks
         self._entropy = (seed, int.from_bytes(hashlib.sha256(stage.encode()).digest()[:8], "big"))
         self._made: dict[int, np.ndarray] = {}  # epoch -> [per_epoch, 2] pass and index
 
@@ -118,6 +133,9 @@ class Order:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._entropy, epoch])))
         if self.order == "random":
             return rng.permutation(len(indices))
+        if self.order == "shards":
+            assert self._blocks is not None
+            return _by_shards(self._blocks[indices], indices, rng)
         assert self._pictures is not None and self._lengths is not None
         pictures, lengths = self._pictures[indices], self._lengths[indices]
 
@@ -143,3 +161,18 @@ class Order:
 def shares(indices: Sequence[T], world: int) -> list[list[T]]:
     """An update's samples by rank: rank r takes every world-th sample from r on. There may be none left for some."""
     return [list(indices[rank::world]) for rank in range(world)]
+
+
+def _by_shards(blocks: np.ndarray, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[samples] places in an order in which every LANES-th sample is near the one before it in the same shard.
+
+    Args:
+        blocks: [samples] the shard of each.
+        indices: [samples] where each stands in its source.
+    """
+    count = len(blocks)
+    shards, numbers = np.unique(blocks, return_inverse=True)
+    read = np.lexsort((indices, rng.permutation(len(shards))[numbers]))  # one shard behind the other, each in order
+    lane, place = np.divmod(np.arange(count), math.ceil(count / LANES))
+    read = read[np.lexsort((rng.random(count), place // WINDOW, lane))]
+    return read[np.lexsort((lane, place))]

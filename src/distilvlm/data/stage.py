@@ -98,4 +98,5 @@ def stage_order(recipe: Recipe, index: int, data: StageData) -> Order:
         data.lengths,
         data.picture_counts,
         data.mixture,
+        data.blocks if stage.order == "shards" else None,
     )

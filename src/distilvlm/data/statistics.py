@@ -1,16 +1,16 @@
-"""What is in a data source: turns, answers, pictures, and what two sources share. Needs no tokenizer."""
+"""What is in a data source: turns, answers, pictures, tokens, and what two sources share."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from distilvlm.data import geometry
-from distilvlm.data.batch import BadRow
+from distilvlm.data.contents import Contents
 from distilvlm.data.readers import Source
 from distilvlm.data.records import PICTURE, Preferences
 
@@ -58,6 +58,7 @@ class Statistics:
     rated: int = 0
     desirable: int = 0  # of the rated
     rejected_words: Spread = Spread(0.0, 0, 0, 0)  # of an answer that was rejected or rated undesirable
+    pictures_per_row: dict[int, int] = field(default_factory=dict)  # pictures → rows
 
     @property
     def majority(self) -> float:
@@ -112,7 +113,66 @@ def describe(source: Source) -> Statistics:
         rated=kinds["rated"],
         desirable=desirable,
         rejected_words=Spread.of(rejected_words),
+        pictures_per_row=dict(sorted(Counter(source.records.pictures.tolist()).items())),
     )
+
+
+@dataclass(frozen=True)
+class PictureStatistics:
+    """The different pictures of a source. Quantiles are: smallest, of 10%, 50% and 90% at most, largest."""
+
+    pictures: int
+    unreadable: int
+    shorter: tuple[float, ...]  # side in pixels
+    longer: tuple[float, ...]
+    aspect: tuple[float, ...]  # longer by shorter side
+    portrait: int  # higher than wide
+    repeated_rows: int  # rows that say and show what an earlier one does
+    repeated: int | None  # pictures that are the same file as an earlier one under another name; None: not looked at
+
+    @classmethod
+    def of(cls, contents: Contents) -> PictureStatistics:
+        sizes = contents.sizes[contents.sizes[:, 0] > 0]
+        shorter, longer = sizes.min(axis=1, initial=2**31 - 1), sizes.max(axis=1, initial=0)
+        return cls(
+            pictures=len(contents.sizes),
+            unreadable=len(contents.problems),
+            shorter=quantiles(shorter),
+            longer=quantiles(longer),
+            aspect=quantiles(longer / shorter),
+            portrait=int((sizes[:, 1] > sizes[:, 0]).sum()),
+            repeated_rows=_repeated(contents.same_rows()),
+            repeated=None if contents.digests is None else _repeated(contents.same_pictures()),
+        )
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Tokens of a source's texts, without template and pictures."""
+
+    tokens: int
+    answers: int  # tokens of these
+    row: tuple[float, ...]  # quantiles of a row's tokens, see `PictureStatistics`
+    answer: tuple[float, ...]  # of those of a row's answers
+    longer: int | None  # rows with more than `max_length`; None: not asked for
+
+    @classmethod
+    def of(cls, counts: np.ndarray, max_length: int | None = None) -> TokenStatistics:
+        """Args: counts: [records, 2], see `contents.tokens`."""
+        every, answers = counts.sum(axis=0, dtype=np.int64)
+        longer = None if max_length is None else int((counts[:, 0] > max_length).sum())
+        return cls(int(every), int(answers), quantiles(counts[:, 0]), quantiles(counts[:, 1]), longer)
+
+
+def quantiles(values: np.ndarray) -> tuple[float, ...]:
+    """The smallest, what 10%, 50% and 90% have at most, and the largest; none of no values."""
+    if not len(values):
+        return ()
+    return tuple(round(float(value), 2) for value in np.quantile(values, (0, 0.1, 0.5, 0.9, 1), method="inverted_cdf"))
+
+
+def _repeated(groups: Sequence[np.ndarray]) -> int:
+    return sum(len(group) - 1 for group in groups)
 
 
 @dataclass(frozen=True)
@@ -137,20 +197,6 @@ def shared(first: Source, second: Source, content: bool = False) -> Shared:
     files = {name for same in both for name in here[same]}
     rows = sum(any(name in files for name in record.images) for record in second.records)
     return Shared(len(files), rows, tuple((there[same][0], here[same][0]) for same in both[:COMMON]))
-
-
-def unreadable(source: Source, decoded: bool = False) -> list[BadRow]:
-    """Rows whose picture can't be read: its header or, with `decoded`, all of it."""
-    problems: dict[str, str | None] = {}
-    bad: list[BadRow] = []
-    for record in source.records:
-        for name in record.images:
-            if name not in problems:
-                problems[name] = geometry.problem(name, decoded)
-            if (problem := problems[name]) is not None:
-                bad.append(BadRow(record.key, "image", problem))
-                break
-    return bad
 
 
 def _by_key(source: Source, key: Callable[[str], str]) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from distilvlm.data.markers import neutralise, place
 from distilvlm.data.problems import RowError
 from distilvlm.data.records import PICTURE, Role, Turn
+from distilvlm.storage import is_inside
 
 Form = Literal["llava", "messages"]
 """LLaVA's turns of {from, value}, or OpenAI's of {role, content}."""
@@ -36,13 +37,27 @@ class Draft:
     other: list[Turn] = field(default_factory=list)  # of a pair: the rejected conversation
     desirable: bool | None = None  # of a rated answer
 
+    @property
+    def words(self) -> int:
+        """Of all turns: LLaVA's measure of length for its grouped sampler. Of a pair, words of its longer side: both
+        stand in one micro-batch, which is as long as its longest sequence."""
+        return max(sum(len(turn.text.split()) for turn in side) for side in (self.turns, self.other))
 
-def conversation(row: dict[str, Any], form: Form, key: str, turns: Placed, root: Path) -> Draft:
+
+class NoPictureError(RowError):
+    """A picture that is not there."""
+
+    def __init__(self, field: str, path: Path) -> None:
+        super().__init__(field, f"no file {path}")
+        self.path = path
+
+
+def conversation(row: dict[str, Any], form: Form, key: str, turns: Placed, root: Path | None) -> Draft:
     """The conversation `turns` about the row's pictures.
 
     Args:
         key: the field that is named where the conversation as a whole is wrong.
-        root: the directory of the pictures.
+        root: the directory of the pictures; None: whether they are there is not asked.
 
     Raises:
         RowError: what is wrong with it.
@@ -73,23 +88,23 @@ def kind(value: Any) -> str:
     ]
 
 
-def _llava(row: dict[str, Any], key: str, turns: Placed, root: Path) -> Draft:
-    images = [_picture(given, name, root) for name, given in _pictures_of(row, ("image", "images"))]
+def _llava(row: dict[str, Any], key: str, turns: Placed, root: Path | None) -> Draft:
+    images = [picture_path(given, name, root) for name, given in _pictures_of(row, ("image", "images"))]
     spoken = [Turn(_role(turn, where, "from", LLAVA_ROLES), _text(turn, where, "value")) for where, turn in turns]
     return _placed(images, spoken, key, turns)
 
 
-def _messages(row: dict[str, Any], key: str, turns: Placed, root: Path) -> Draft:
-    apart = [_picture(given, name, root) for name, given in _pictures_of(row, ("images", "image"))]
-    if not any(isinstance(message, dict) and _has_pictures(message.get("content")) for _, message in turns):
+def _messages(row: dict[str, Any], key: str, turns: Placed, root: Path | None) -> Draft:
+    apart = [picture_path(given, name, root) for name, given in _pictures_of(row, ("images", "image"))]
+    if not any(isinstance(message, dict) and has_pictures(message.get("content")) for _, message in turns):
         return _placed(apart, [_message(message, where, _no_picture)[0] for where, message in turns], key, turns)
 
     waiting = iter(apart)
     images: list[str] = []
 
     def take_picture(part: dict[str, Any], where: str) -> None:
-        given = _address(part)
-        path = next(waiting, None) if given is None else _picture(given, where, root)
+        given = address(part)
+        path = next(waiting, None) if given is None else picture_path(given, where, root)
         if path is None:
             raise RowError(where, "names no picture, and 'images' has none left")
         images.append(path)
@@ -156,7 +171,7 @@ def _check_order(draft: Draft, key: str, places: list[str]) -> None:
         raise RowError(key, "no answer with text in it: nothing to learn")
 
 
-def _has_pictures(content: Any) -> bool:
+def has_pictures(content: Any) -> bool:
     return isinstance(content, list) and any(
         isinstance(part, dict) and part.get("type") in ("image", "image_url") for part in content
     )
@@ -166,7 +181,7 @@ def _no_picture(part: dict[str, Any], where: str) -> None:
     raise RowError(where, "unexpected picture")
 
 
-def _address(part: dict[str, Any]) -> Any:
+def address(part: dict[str, Any]) -> Any:
     """What an image part names: OpenAI's `image_url: {url}`, or `image` / `path` / `url` as transformers has them."""
     for key in ("image_url", "image", "path", "url"):
         given = part.get(key)
@@ -187,18 +202,23 @@ def _pictures_of(row: dict[str, Any], keys: Sequence[str]) -> list[tuple[str, An
     return []
 
 
-def _picture(given: Any, where: str, root: Path) -> str:
-    """The path of a picture that exists, relative to `root` where it was given so."""
+def picture_path(given: Any, where: str, root: Path | None) -> str:
+    """The path of a picture that exists, relative to `root` where it was given so. Raises `RowError`."""
     if not isinstance(given, str) or not given:
         raise RowError(where, f"is {kind(given)}, not the path of a picture")
-    scheme = urlsplit(given).scheme if ":" in given[:8] else ""
+    if is_inside(given):  # a shard's, which has been looked at
+        return given
+    try:
+        scheme = urlsplit(given).scheme if ":" in given[:8] else ""
+    except ValueError as error:  # half of a bracketed host
+        raise RowError(where, f"is no address of a picture: {error}") from None
     if scheme in ("http", "https"):
         raise RowError(where, f"remote pictures are not fetched: download {given} and give its path")
     if scheme == "data":
         raise RowError(where, "pictures inside the data file are not read: write it to a file and give its path")
     path = unquote(urlsplit(given).path) if scheme == "file" else given
-    if "\0" in path or not os.path.isfile(root / path):  # noqa: PTH113 (once per row: half of pathlib's time)
-        raise RowError(where, f"no file {root / path}")
+    if root is not None and ("\0" in path or not os.path.isfile(root / path)):  # noqa: PTH113 (half of pathlib's time)
+        raise NoPictureError(where, root / path)
     return path
 
 

@@ -14,7 +14,7 @@ from distilvlm.evaluate.metrics import (
     ratio,
 )
 from distilvlm.evaluate.questions import Asked, Question, asked_of, questions_of
-from distilvlm.evaluate.report import Evaluation, answered, ask, difference, evaluate, rescored, score
+from distilvlm.evaluate.report import Evaluation, answered, ask, difference, evaluate, gap_closed, rescored, score
 from distilvlm.evaluate.table import as_table, figure_table
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "exact_match",
     "figure_table",
+    "gap_closed",
     "interval",
     "majority",
     "normalise",

@@ -22,6 +22,7 @@ from distilvlm.data.template import SAFE_ID, Encoded, Kind, Template
 from distilvlm.models.decode import greedy
 from distilvlm.models.features import FeatureError
 from distilvlm.models.forward import embeddings, vision_features
+from distilvlm.models.onednn import faster_linear
 from distilvlm.models.vlm import VLM
 
 Features = Callable[[str], Tensor]
@@ -80,7 +81,7 @@ def answer(
     answers = [""] * len(records)
     # The longest first: a batch that does not fit into memory fails at once, and padding stays short.
     order = sorted(prompts, key=lambda index: (-len(prompts[index].input_ids), records[index].images, index))
-    with evaluating(vlm), torch.no_grad(), _Pictures(vlm, geometry, features) as pictures:
+    with evaluating(vlm), faster_linear(vlm), torch.no_grad(), _Pictures(vlm, geometry, features) as pictures:
         for start in range(0, len(order), batch_size):
             _raise_unless(bad is not None, rejected)
             batch = pictures.load(order[start : start + batch_size], records, rejected)

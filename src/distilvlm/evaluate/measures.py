@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from distilvlm.evaluate.metrics import Combined, Interval, Transform, accurate, exact_match
+import numpy as np
+
+from distilvlm.evaluate.metrics import Combined, Interval, Transform, accurate, divided, exact_match
 from distilvlm.evaluate.questions import Question
 
 
@@ -69,6 +71,13 @@ class Figure:
     headline: bool = True  # stands in tables; others are folded away, or in JSON only
     transform: Transform | None = field(default=None, compare=False)  # the number is this of the quotient of the sums
     combined: Combined | None = field(default=None, compare=False)
+
+    def of(self, totals: np.ndarray) -> np.ndarray:
+        """The figure of sums of its parts, [m, parts] to [m]; not a number where it is undefined."""
+        if self.combined is not None:
+            return self.combined(totals)
+        quotient = divided(totals[:, 0], totals[:, 1])
+        return quotient if self.transform is None else self.transform(quotient)
 
     def text(self, value: Interval | None) -> str:
         """The value with its interval, for a sentence: `87.1% (86.5 to 87.7)`."""

@@ -107,7 +107,7 @@ def ratio(
     if not columns[:, 1].sum():
         return None
     of = transform or _as_it_is
-    return _bootstrap(columns, lambda totals: of(_divided(totals[:, 0], totals[:, 1])), clusters, resamples, seed)
+    return _bootstrap(columns, lambda totals: of(divided(totals[:, 0], totals[:, 1])), clusters, resamples, seed)
 
 
 def paired_difference(
@@ -149,7 +149,7 @@ def paired_ratios(
     of = transform or _as_it_is
 
     def difference(totals: np.ndarray) -> np.ndarray:
-        return of(_divided(totals[:, 0], totals[:, 1])) - of(_divided(totals[:, 2], totals[:, 3]))
+        return of(divided(totals[:, 0], totals[:, 1])) - of(divided(totals[:, 2], totals[:, 3]))
 
     return _bootstrap(np.concatenate([first, second], axis=1), difference, clusters, resamples, seed)
 
@@ -208,7 +208,7 @@ def _as_it_is(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _divided(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+def divided(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     """Not a number where there is nothing to divide by."""
     return np.divide(numerators, denominators, out=np.full_like(numerators, np.nan), where=denominators != 0)
 

@@ -83,7 +83,7 @@ def asked_of(source: Source) -> Asked:
         DataError: the file can't be read again.
     """
     metas: dict[int, Mapping[str, Any]] = {}
-    for row, value in enumerate(rows(Path(source.spec.path))):
+    for row, value in enumerate(rows(source.spec.path)):
         if isinstance(value, Mapping) and isinstance(meta := value.get("meta"), Mapping):
             metas[row] = meta
     questions = (

@@ -18,7 +18,15 @@ from distilvlm.data.readers import Source
 from distilvlm.data.template import Kind
 from distilvlm.evaluate.generate import Features, answer
 from distilvlm.evaluate.measures import ACCURATE, Answered, Figure, Measure
-from distilvlm.evaluate.metrics import RESAMPLES, Interval, of_sums, paired_of_sums, paired_ratios, ratio
+from distilvlm.evaluate.metrics import (
+    RESAMPLES,
+    Interval,
+    divided,
+    of_sums,
+    paired_of_sums,
+    paired_ratios,
+    ratio,
+)
 from distilvlm.evaluate.questions import Asked, Question, questions_of
 from distilvlm.models.files import write_whole
 from distilvlm.models.vlm import VLM
@@ -273,6 +281,35 @@ def difference(a: Evaluation, b: Evaluation, figure: str | None = None, seed: in
         return paired_of_sums(first, second, wanted.combined, clusters, seed=seed)
     parts = (first[:, 0], first[:, 1]), (second[:, 0], second[:, 1])
     return paired_ratios(*parts, clusters, seed=seed, transform=wanted.transform)
+
+
+def gap_closed(
+    student: Evaluation, control: Evaluation, teacher: Evaluation, figure: str | None = None, seed: int = 0
+) -> Interval | None:
+    """How much of what the teacher is ahead of the control the student has made good, (student - control) /
+    (teacher - control), with its 95% interval: all three are drawn anew together, by picture where all are.
+
+    None where there is no such gap: the paired interval of teacher - control does not exclude 0 on the better side, the
+    figure has no better side, or it is undefined for one of them. Then nothing can be closed, and the quotient would be
+    one of noise. Raises ValueError when they asked differently.
+    """
+    wanted = student.measure.main if figure is None else student.measure.figure(figure)
+    sign = {"higher": 1, "lower": -1, "neither": 0}[wanted.better]
+    lead = difference(teacher, control, wanted.name, seed)
+    difference(student, control, wanted.name, seed)  # refuses other questions
+    if lead is None or min(sign * lead.low, sign * lead.high) <= 0:
+        return None
+    all_three = (student, control, teacher)
+    columns = np.concatenate([_parts(one.samples, wanted) for one in all_three], axis=1)
+    width = columns.shape[1] // 3
+
+    def share(totals: np.ndarray) -> np.ndarray:
+        own, low, high = (wanted.of(totals[:, place * width : (place + 1) * width]) for place in range(3))
+        ahead = sign * (high - low)
+        return divided(sign * (own - low), np.where(ahead > 0, ahead, 0))
+
+    clusters = _clusters(student.samples) if all(one.by_picture for one in all_three) else None
+    return of_sums(columns, share, clusters, seed=seed)
 
 
 def _value(

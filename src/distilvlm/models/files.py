@@ -8,15 +8,19 @@ recognisable by name; `sweep` clears it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +36,27 @@ def write_whole(path: str | Path, content: bytes | Callable[[Path], object]) -> 
     `content` is the bytes, or a function that writes the file whose path it is given (which ends in the same name).
     """
     path = Path(path).absolute()
-    _make(path.parent)
-    partial = _beside(path)
-    try:
-        partial.touch(exist_ok=False)
-        mode = partial.stat().st_mode
-        if isinstance(content, bytes):
-            partial.write_bytes(content)
-        else:
-            content(partial)
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
-        _sync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with naming(path):
+        _make(path.parent)
+        partial = _beside(path)
+        try:
+            if isinstance(content, bytes):
+                partial.write_bytes(content)
+                whole = partial
+            else:
+                # A directory around it: what writes it may have a temporary file of its own beside it, as safetensors.
+                partial.mkdir()
+                whole = partial / path.name
+                content(whole)
+                whole.chmod(partial.stat().st_mode & 0o666)  # safetensors' are for their owner only
+            _sync(whole)
+            whole.replace(path)
+            if whole != partial:
+                partial.rmdir()
+        except BaseException:
+            _discard(partial)
+            raise
+        _sync(path.parent)
 
 
 @contextmanager
@@ -57,30 +66,50 @@ def directory_whole(path: str | Path, replace: bool = False) -> Iterator[Path]:
     A block that raises leaves nothing. An existing `path` is refused, or replaced if `replace`.
     """
     path = Path(path).absolute()
-    _restore(path)
-    if not replace:
-        require_free(path)
-    _make(path.parent)
-    partial = _beside(path)
-    partial.mkdir()  # not mkdtemp: the result has the permissions of the user's umask
-    try:
-        yield partial
-        manifest(partial)
-        for folder, _, names in os.walk(partial, topdown=False):
-            for name in names:
-                Path(folder, name).chmod(partial.stat().st_mode & 0o666)
-                _sync(Path(folder, name))
-            _sync(Path(folder))
-        aside = path.with_name(REPLACED + path.name)
-        if os.path.lexists(path):
-            path.replace(aside)
-        partial.replace(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    with naming(path):
         _restore(path)
+        if not replace:
+            require_free(path)
+        _make(path.parent)
+        partial = _beside(path)
+        aside = path.with_name(REPLACED + path.name)
+        try:
+            partial.mkdir()  # not mkdtemp: the result has the permissions of the user's umask
+            yield partial
+            manifest(partial)
+            for folder, _, names in os.walk(partial, topdown=False):
+                for name in names:
+                    Path(folder, name).chmod(partial.stat().st_mode & 0o666)
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            if os.path.lexists(path):
+                path.replace(aside)
+            partial.replace(path)
+        except BaseException:
+            _discard(partial)
+            with contextlib.suppress(OSError):  # the next one here tries again
+                _restore(path)
+            raise
+        _sync(path.parent)
+        remove(aside)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an error of the disk is an OSError that names `path`: that of a write names nothing, one of a temporary
+    file what nobody knows, and safetensors' is of a kind of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or PARTIAL in str(error.filename)):
+            error.filename = str(path)
+            if error.filename2 is not None:
+                del error.filename2
         raise
-    _sync(path.parent)
-    remove(aside)
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def require_free(path: str | Path) -> None:
@@ -113,7 +142,7 @@ def verify(directory: str | Path, contents: bool = True) -> list[str]:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in expected.items()}
     except FileNotFoundError:
         return [f"{directory / MANIFEST}: missing, so the directory was never finished"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{directory / MANIFEST}: unreadable"]
     problems: list[str] = []
     for name, (size, digest) in expected.items():
@@ -150,6 +179,15 @@ def sha256(file: str | Path) -> str:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:12]}-{path.name}")
+
+
+def _discard(partial: Path) -> None:
+    """Take away what could not be finished, as far as the disk lets; `sweep` clears the rest."""
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _restore(path: Path) -> None:

@@ -76,13 +76,18 @@ def vision_features(model: LlavaForConditionalGeneration | Alone, layout: Vision
 
 
 def embeddings(
-    model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
+    model: LlavaForConditionalGeneration,
+    layout: VisionLayout,
+    batch: Rows,
+    features: Tensor | None,
+    zero: Tensor | None = None,
 ) -> Tensor:
     """What the language model reads: embedded ids with the projected features in place, [lines, length, d].
 
     Args:
         features: [pictures, placeholders, d_vision] from `vision_features` or from a store, for every picture of the
             batch; None for a batch without pictures, which then touches neither tower nor projector.
+        zero: added, to connect what the language model reads with what it is of (`idle_projector`).
 
     Raises:
         ValueError: features and placeholders of the batch differ in number.
@@ -99,7 +104,7 @@ def embeddings(
         flat = embedded.flatten(0, 1)  # [lines * length, d]
         flat = flat.index_copy(0, batch.placeholder_rows, projected.flatten(0, 1).to(flat.dtype))
         embedded = flat.view_as(embedded)
-    return embedded
+    return embedded if zero is None else embedded + zero.to(embedded.dtype)
 
 
 def projector(model: LlavaForConditionalGeneration) -> nn.Module:
@@ -130,7 +135,11 @@ def _through(module: nn.Module, features: Tensor) -> Tensor:
 
 
 def hidden_states(
-    model: LlavaForConditionalGeneration, layout: VisionLayout, batch: Rows, features: Tensor | None
+    model: LlavaForConditionalGeneration,
+    layout: VisionLayout,
+    batch: Rows,
+    features: Tensor | None,
+    zero: Tensor | None = None,
 ) -> Tensor:
     """Final-normed hidden states of the language model, [lines, length, d]; arguments and errors as `embeddings`.
 
@@ -145,9 +154,15 @@ def hidden_states(
         ids = batch.input_ids
         arguments = packing.decoder_arguments(decoder, batch.sizes, ids.shape[1], ids.device)
     output = decoder(
-        inputs_embeds=embeddings(model, layout, batch, features), use_cache=False, return_dict=True, **arguments
+        inputs_embeds=embeddings(model, layout, batch, features, zero), use_cache=False, return_dict=True, **arguments
     )
     return output.last_hidden_state
+
+
+def layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """The language model's own layers, first to last; an adaptor's are not among them."""
+    decoder: Any = model.get_decoder()
+    return list(decoder.layers)
 
 
 def head_weight(model: LlavaForConditionalGeneration) -> Tensor:

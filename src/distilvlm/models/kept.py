@@ -6,6 +6,7 @@ STORE/        shards of a picture's tensors under the SHA-256 of its file, as sh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import sha256, write_whole
+from distilvlm import storage
+
+from .files import write_whole
 from .shards import FeatureError, ShardReader, ShardStore, about_shard, read_json
 
 __all__ = ["FeatureError", "PictureReader", "PictureStore"]
@@ -135,6 +138,8 @@ class PictureStore(ShardStore):
                     unreadable[path] = str(problem)
             if seen != before:
                 write_whole(self.directory / "paths.json", json.dumps(seen).encode())
+        if len(wanted) < (files := sum(len(names) for names in wanted.values())):
+            logger.info("%s: %d files are %d different pictures, each kept once", self.directory, files, len(wanted))
         size = self._shard
         shards = self.plan(sorted(wanted), lambda new: [new[i : i + size] for i in range(0, len(new), size)])
         known = {digest: path for path, (_, _, digest) in seen.items()}
@@ -242,12 +247,15 @@ def _ahead(
 
 
 def digest(path: str, seen: Seen) -> str:
-    """SHA-256 of a file, out of `seen` while its size and time are what they were; `seen` is brought up to date."""
-    key = os.path.abspath(path)  # noqa: PTH100 - a link keeps its own name, which Path.resolve would not
-    found = os.stat(key)  # noqa: PTH116 - twice as fast as Path's, and called for every sample
+    """SHA-256 of a picture (a file, or in one), out of `seen` while its size and time are what they were; `seen` is
+    brought up to date."""
+    # A link keeps its own name, which Path.resolve would not.
+    key = path if storage.is_inside(path) else os.path.abspath(path)  # noqa: PTH100
+    found = storage.state(key)
     entry = seen.get(key)
-    if entry is None or tuple(entry[:2]) != (found.st_size, found.st_mtime_ns):
-        entry = seen[key] = (found.st_size, found.st_mtime_ns, sha256(key))
+    if entry is None or tuple(entry[:2]) != found:
+        with storage.opened(key) as stream:
+            entry = seen[key] = (*found, hashlib.file_digest(stream, "sha256").hexdigest())
     return entry[2]
 
 

@@ -30,6 +30,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
+from distilvlm.errors import readable
+
 from .files import MANIFEST, directory_whole, verify
 from .image_token import place_image_token
 from .merging import mergeable, merged_state
@@ -102,7 +104,11 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, meta: bool = Fals
         NotHere: a path at which nothing is.
         ValueError: not a Llava; pickled weights; a tensor missing, left over or of another shape; a damaged directory.
     """
-    source = str(path)
+    with readable(path):
+        return _load(str(path), dtype, meta)
+
+
+def _load(source: str, dtype: torch.dtype, meta: bool) -> VLM:
     local = is_local(source)
     if local and host_facts(source) is not None:
         from . import hosted  # it builds its base, which may be a checkpoint
@@ -167,9 +173,10 @@ def processor_template(source: str) -> str | None:
 
 def geometry_of(path: str | Path) -> Geometry:
     """How pictures become canvases for a saved model: as it was saved, or as its image processor does."""
-    if is_local(str(path)) and (ours := host_facts(path) or _ours(str(path))):
-        return ours["geometry"]
-    settings = get_image_processor_config(str(path))
+    with readable(path):
+        if is_local(str(path)) and (ours := host_facts(path) or _ours(str(path))):
+            return ours["geometry"]
+        settings = dict(get_image_processor_config(str(path)))
     if settings.get("do_pad"):
         return "pad"
     size = settings.get("size")
@@ -313,7 +320,8 @@ def _ours(source: str) -> dict[str, Any] | None:
     file = Path(source) / OURS
     if not file.exists():
         return None
-    ours = json.loads(file.read_text(encoding="utf-8"))
+    with readable(file):
+        ours: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
     if ours.get("format") != FORMAT:
         raise ValueError(f"{file} has format {ours.get('format')}, this version reads {FORMAT}: update distilvlm")
     return ours

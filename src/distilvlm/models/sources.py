@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from distilvlm.errors import readable
+
 from .architectures import published
 from .mixed_classes import make_known
 
@@ -58,7 +60,10 @@ def is_local(source: str) -> bool:
 def host_facts(source: str | Path) -> dict[str, Any] | None:
     """What a directory of adaptors says of itself; None for anything else."""
     file = Path(source).expanduser() / HOST
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    with readable(file):
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _require_stock(source: str) -> None:
@@ -206,6 +211,9 @@ def _config(source: str, **options: Any) -> PretrainedConfig:
 
 def _had(load: Callable[[], Loaded], source: str) -> Loaded:
     try:
+        if is_local(source):
+            with readable(source):
+                return load()
         return load()
     except OSError as error:
         if isinstance(error, NotHere) or is_local(source):

@@ -57,20 +57,20 @@ def write(directory: Path) -> Files:
         by_picture: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
         for question, answer, picture in zip(*easy_vqa.get_train_questions(), strict=True):
             by_picture[picture].append((question, answer))
-        captions = {picture: _caption(pairs) for picture, pairs in by_picture.items()}
+        captions = {picture: caption(pairs) for picture, pairs in by_picture.items()}
         conversations = _conversations(by_picture, captions)
-        shown = [_row(p, [("", caption)]) for p, caption in captions.items()]
+        shown = [_row(p, [("", told)]) for p, told in captions.items()]
         _write(directory / "captions.json", shown)
         _write(directory / "conversations.json", conversations)
         # The same words without a picture: what a language model knows before it sees.
-        _write(directory / "text.json", [_blind(row) for row in conversations])
-        _write_tokenizer(directory / "tokenizer", [turn for row in conversations for turn in row["conversations"]])
+        _write(directory / "text.json", [blind(row) for row in conversations])
+        write_tokenizer(directory / "tokenizer", [turn for row in conversations for turn in row["conversations"]])
         test = zip(*easy_vqa.get_test_questions(), strict=True)
         _write(files.test, [_row(picture, [(q, a)], split="test") for q, a, picture in test])
     return files
 
 
-def _caption(pairs: list[tuple[str, str]]) -> str:
+def caption(pairs: list[tuple[str, str]]) -> str:
     """'a blue circle', as far as the training answers tell."""
     colour, shape = "", "shape"
     for question, answer in pairs:
@@ -109,7 +109,7 @@ def _row(picture: int, turns: list[tuple[str, str]], split: str = "train") -> di
     return {"image": f"{split}/images/{picture}.png", "conversations": talk}
 
 
-def _blind(row: dict[str, Any]) -> dict[str, Any]:
+def blind(row: dict[str, Any]) -> dict[str, Any]:
     turns = [{**turn, "value": turn["value"].removeprefix("<image>\n")} for turn in row["conversations"]]
     return {"conversations": turns}
 
@@ -118,7 +118,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, json.dumps([{"id": number, **row} for number, row in enumerate(rows)]).encode())
 
 
-def _write_tokenizer(directory: Path, turns: list[dict[str, Any]]) -> None:
+def write_tokenizer(directory: Path, turns: list[dict[str, Any]]) -> None:
     """Byte-level BPE in which every word of the training text is one token, in a question and as an answer."""
     texts = [" " * (turn["from"] == "gpt") + turn["value"].removeprefix("<image>\n") for turn in turns]
     tokenizer = Tokenizer(models.BPE())

@@ -13,6 +13,9 @@ import yaml
 
 _FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
+MOST = 100_000
+"""Values that a document may hold, aliases written out: a few lines of aliases of aliases stand for billions."""
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses duplicate keys; reads numbers in scientific notation without a point as numbers."""
@@ -20,6 +23,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain name", key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
@@ -37,8 +42,31 @@ for _kind in (_Loader, _Dumper):
 
 
 def parse(text: str) -> Any:
-    """One YAML document. Raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=_Loader)
+    """One YAML document. Raises `yaml.YAMLError`, also for what PyYAML itself stumbles over."""
+    loader = _Loader(text)
+    try:
+        node: Any = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MOST:
+            raise yaml.YAMLError(f"its aliases (*name) stand for more than {MOST:,} values: write them out")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply, or an alias (*name) stands inside of itself") from None
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # dates and numbers that are none, odd tags
+        raise yaml.YAMLError(f"a value in it can't be read: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is once every alias is written out."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in inner)
+    return known[id(node)]
 
 
 def render(tree: Any) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.batches import check_batches
 from distilvlm.recipe.encoders import ANCHOR, CacheSpec, ComparisonSpec, EncoderSpec, Mix
+from distilvlm.recipe.faults import Explosion
 from distilvlm.recipe.models import ModelSpec, TeacherSpec
 from distilvlm.recipe.schedules import SCHEDULED, Ramp, check, filled
 from distilvlm.recipe.section import Section
@@ -49,7 +50,10 @@ class SourceSpec(Section):
     """One data source: LLaVA JSON/JSONL or OpenAI-style messages; also pairs of answers, or rated ones; for a stage
     that learns from pictures alone also a directory of pictures."""
 
-    path: str
+    path: str = Field(
+        description="a JSON or JSONL file; or shards, .tar (WebDataset) or .parquet: a file, a directory, a pattern "
+        "(s3://bucket/x-*.tar) or a range (x-{000..127}.tar), here or in any store that fsspec opens"
+    )
     images: str | None = Field(
         default=None, description="directory that picture paths are relative to; default: the file's"
     )
@@ -62,6 +66,7 @@ class SourceSpec(Section):
         default=None, gt=0, description="number of rows the file must have; plan uses it without the file"
     )
     take: int | None = Field(default=None, gt=0, description="use only the first so many rows")
+    licence: str | None = Field(default=None, description="of the data, for the student's card")
     weight: float = Field(
         default=1.0,
         gt=0,
@@ -221,8 +226,10 @@ class StageSpec(Section):
     loss: LossSpec = LossSpec()
     encoder: ComparisonSpec = Field(default=ComparisonSpec(), description="what stands behind loss.encoder")
     optim: OptimSpec
-    order: Literal["random", "grouped"] = Field(
-        default="random", description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler)"
+    order: Literal["random", "grouped", "shards"] = Field(
+        default="random",
+        description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler); shards: shards in random "
+        "order, each read from front to back and shuffled nearby, for storage that is slow at random",
     )
     max_length: int = Field(default=2048, gt=0, description="positions, visual tokens included; longer rows are cut")
     reference: list[Departure] = Field(
@@ -279,6 +286,17 @@ class MachineSpec(Section):
         default="fp32", description="autocast; what trains is held in fp32 in any case"
     )
     gradient_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="of several processes, each holds the whole student (ddp), or its rows of all weights, gradients and "
+        "moments (fsdp: FSDP2)",
+    )
+    offload: bool = Field(
+        default=False, description="with parallel: fsdp, these rows wait in the CPU's memory, where AdamW runs, too"
+    )
+    shard_teacher: bool = Field(
+        default=False, description="with parallel: fsdp, a local teacher's layers are split over the processes, too"
+    )
     workers: int = Field(default=0, ge=0, description="loader processes")
     checkpoint_every: int = Field(default=500, gt=0, description="updates between checkpoints")
     keep: int = Field(default=2, gt=0, description="checkpoints kept while a stage runs")
@@ -287,6 +305,30 @@ class MachineSpec(Section):
         description="a row that can't be used stops the run, or goes to quarantine.jsonl and is counted",
     )
     trackers: list[str] = Field(default=[], description="accelerate's trackers: tensorboard, wandb, trackio, ...")
+    explosion: Explosion = Explosion()
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds that a process may stand still before the others give it up (torch's own for gloo)",
+    )
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _engines(cls, name: object) -> object:
+        if name in ("deepspeed", "zero"):
+            raise ValueError(
+                "DeepSpeed is not among the engines: 'fsdp' splits weights, gradients and moments as its ZeRO stage 3 "
+                "does, 'offload: true' keeps them on the CPU. Set 'parallel: fsdp'"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _sharded_only(self) -> MachineSpec:
+        if self.parallel != "fsdp":
+            for name in ("offload", "shard_teacher"):
+                if getattr(self, name):
+                    raise ValueError(f"'{name}' needs 'parallel: fsdp'")
+        return self
 
 
 class Recipe(Section):
@@ -294,6 +336,8 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     description: str = ""
+    licence: str | None = Field(default=None, description="of the student, as its card says it, e.g. apache-2.0")
+    intended_use: str | None = Field(default=None, description="what the student is for and what not: for its card")
     seed: int = Field(default=1234, ge=0, description="LLaVA-KD's scripts use 1234")
     student: ModelSpec
     teacher: TeacherSpec | None = None
@@ -324,6 +368,11 @@ class Recipe(Section):
                 )
             if stage.loss.needs_teacher and self.teacher is None:
                 raise ValueError(f"stage '{stage.name}' has a teacher's loss term, but the recipe has no 'teacher'")
+        if self.machine.shard_teacher and self.teacher is not None and self.teacher.bits is not None:
+            raise ValueError(
+                "machine.shard_teacher: a teacher in 8 or 4 bits can't be split over processes; set it to false, or "
+                "teacher.precision to bf16"
+            )
         self._check_transforms()
         self._check_adaptors()
         check_encoders(self)

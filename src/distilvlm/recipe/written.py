@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from glob import iglob
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,14 @@ def substitute(text: str, place: str, variables: Mapping[str, str] | None = None
 
 
 def placed(text: str, directory: Path) -> str:
-    """A path as the recipe means it: './x' and '../x' belong to the file's directory, so does a name that exists there;
-    absolute paths, hub ids and everything else (relative to the working directory) stay as written."""
+    """A path as the recipe means it: './x' and '../x' belong to the file's directory, so does a name that exists there,
+    or a pattern (`*`) of such; absolute paths, hub ids and everything else (relative to the working directory) stay as
+    written."""
     if not text or Path(text).is_absolute():
         return text
     # str(Path) would take a leading './' off, so the text itself is asked.
-    if text in (".", "..") or text.startswith(("./", "../")) or (directory / text).exists():
+    pattern = "*" in text and "://" not in text
+    beside = (directory / text).exists() or (pattern and any(iglob(str(directory / text))))  # noqa: PTH207 - as text
+    if text in (".", "..") or text.startswith(("./", "../")) or beside:
         return os.path.normpath(directory / text)
     return text

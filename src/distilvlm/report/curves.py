@@ -207,7 +207,7 @@ def chart(
     up = fitted((value for line in kept for value in line.y), HEIGHT - BOTTOM, TOP)
     ends = [(line.label, line.series, reading(_tail(line.y))) for line in kept]
     means = [Line(line.label, line.series, line.x, smoothed(line.y)) for line in kept] if smooth else kept
-    pieces = [_grid(across, up, over)]
+    pieces = [grid(across, up, over + (" (values on a log scale)" if up.log else ""))]
     pieces += [_path(line, across, up, "raw") for line in kept if smooth]
     pieces += [_path(line, across, up, "mean") for line in means]
     said = "; ".join(f"{line.label} from {reading(line.y[0])} to {reading(_tail(line.y))}" for line in kept)
@@ -276,7 +276,8 @@ def _path(line: Line, across: Axis, up: Axis, kind: str) -> Markup:
     return Markup('<path class="{} s{}"{} d="M{}"/>').format(kind, line.series, label, drawn)
 
 
-def _grid(across: Axis, up: Axis, over: str) -> Markup:
+def grid(across: Axis, up: Axis, name: str) -> Markup:
+    """Lines and labels of a chart's axes, the lower one with its name."""
     pieces: list[str] = []
     for value, label in zip(up.ticks(), labels(up.ticks()), strict=True):
         y = up.place(value)
@@ -288,6 +289,5 @@ def _grid(across: Axis, up: Axis, over: str) -> Markup:
         x = across.place(value)
         pieces.append(f'<path class="axis" d="M{x:.1f},{base}v4"/>')
         pieces.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{label}</text>')
-    name = f"{over} (values on a log scale)" if up.log else over
     label = Markup('<text class="name" x="{}" y="{}" text-anchor="middle">{}</text>')
     return Markup("".join(pieces)) + label.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, name)

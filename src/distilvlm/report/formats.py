@@ -64,9 +64,35 @@ class Figure(Content):
     headline: bool = True
 
 
-class ModelSize(Content):
+class Answering(Content):
+    """How fast a model answers, one answer and `together` at a time, and what memory it takes beside the process's."""
+
+    tokens_per_second: float
+    together_per_second: float
+    together: int
+    tokens: int
+    peak_memory_bytes: float | None = None
+    precision: str = ""
+    machine: str = ""
+    date: str = ""
+
+
+class ModelFacts(Content):
+    """`compare.facts.Facts`; older files have parameters only."""
+
     parameters: int | None = None
     language_model_parameters: int | None = None
+    active_parameters: int | None = None
+    disk_bytes: int | None = None
+    training_seconds: float | None = None
+    answering: Answering | None = None
+
+
+class Roles(Content):
+    """The teacher, and the control that it is ahead of."""
+
+    teacher: str
+    control: str
 
 
 class QuestionSet(Content):
@@ -82,6 +108,7 @@ class SeedScores(Content):
     seed: int
     rows: dict[str, dict[str, Summary]]
     differences: dict[str, dict[str, Interval | None]] = {}  # null: undefined
+    closed: dict[str, dict[str, Interval | None]] = {}  # question set → model; null: there is no gap
     runs: dict[str, str] = {}
 
 
@@ -103,13 +130,19 @@ class ComparisonFile(Content):
     machine: dict[str, Any] | str = ""
     versions: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    models: dict[str, ModelSize]
+    of_seeds: bool = True  # False: models from anywhere, and one column
+    roles: Roles | None = None
+    models: dict[str, ModelFacts]
     baselines: list[str] = []
     measures: dict[str, list[Figure]] = {}  # the first is what differences are of; older files have none
     questions: dict[str, QuestionSet]
     differences: list[tuple[str, str]] = []
     trends: list[Trend] = []
     seeds: list[SeedScores]
+
+    def column(self, seed: int) -> str:
+        """The head of a seed's column."""
+        return f"seed {seed}" if self.of_seeds else "score"
 
 
 class Typed(Content):

@@ -21,7 +21,7 @@ ACCURACY = Figure(name="accuracy", title="accuracy", about=RULES)
 EXACT_MATCH = Figure(name="exact_match", title="exact match", about=RULES)
 """What comparisons measured before their files said what they measure."""
 
-Cell = Interval | Literal["undefined"] | None
+Cell = Interval | Literal["undefined", "no gap"] | None
 """None: it was not asked."""
 
 
@@ -43,7 +43,7 @@ class Table:
     caption: str
     measure: str  # title of the figure
     about: str
-    seeds: list[int]
+    columns: list[str]  # one per seed
     axis: Markup
     rows: list[Row]
     percent: bool = True  # cells are shares; otherwise numbers as they are
@@ -76,9 +76,8 @@ def scores(
     ]
     title = figure.title if category is None else f"{figure.title}, {category}"
     better = "" if figure.better == "neither" else f", {figure.better} is better"
-    seeds = [scores.seed for scores in file.seeds]
     caption = f"{title}{' in %' if figure.percent else ''}{better}"
-    return Table(caption, title, figure.about, seeds, _axis(scale), rows, figure.percent)
+    return Table(caption, title, figure.about, _columns(file), _axis(scale), rows, figure.percent)
 
 
 def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table | None:
@@ -100,11 +99,30 @@ def gaps(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table 
         colour = series.get(name.split(" - ")[0])
         drawn = _plot(cells[name], colour, scale)
         rows.append(Row(name.replace(" - ", " − "), colour, cells[name], drawn, verdict(cells[name])))
-    seeds = [scores.seed for scores in file.seeds]
     lower = ", below 0 is better" if figure.better == "lower" else ""
     points = " in percentage points" if figure.percent else ""
     caption = f"paired differences of {figure.title}{points}{lower}"
-    return Table(caption, figure.title, figure.about, seeds, _axis(scale), rows, figure.percent)
+    return Table(caption, figure.title, figure.about, _columns(file), _axis(scale), rows, figure.percent)
+
+
+def closed(file: ComparisonFile, questions: str, series: dict[str, int]) -> Table | None:
+    """How much of the teacher's lead over the control each student has made good on one question set."""
+    given = [scores.closed.get(questions, {}) for scores in file.seeds]
+    names = [name for name in file.models if any(name in found for found in given)]
+    if file.roles is None or not names:
+        return None
+    cells: dict[str, list[Cell]] = {
+        name: [(found[name] or "no gap") if name in found else None for found in given] for name in names
+    }
+    there = [cell for row in cells.values() for cell in row if isinstance(cell, Interval)]
+    scale = _scale(there, percent=True, zero=0.0)
+    rows = [Row(name, series.get(name), cells[name], _plot(cells[name], series.get(name), scale)) for name in names]
+    caption = f"share of the gap from {file.roles.control} to {file.roles.teacher} that is closed, in %"
+    return Table(caption, "gap closed", "", _columns(file), _axis(scale), rows)
+
+
+def _columns(file: ComparisonFile) -> list[str]:
+    return [file.column(scores.seed) for scores in file.seeds]
 
 
 def measured(file: ComparisonFile, questions: str) -> str:

@@ -19,12 +19,15 @@ from distilvlm.recipe import differences
 
 from . import wording
 from .axes import reading
+from .card import write_card
 from .curves import StageCharts, stage_charts
 from .importance import FULL, importance
 from .masks import masks
+from .overview import overview
 from .pictures import Album
 from .read import Comparison, Run, read
 from .results import headlines, results
+from .scatter import marker
 from .skipped import skipped, unasked
 
 COLOURS = 8
@@ -44,25 +47,33 @@ class SeedSection:
     departures: Mapping[str, list[str]]  # by model: fields that differ from the first seed's recipe
 
 
-def write_report(directory: str | Path, out: str | Path | None = None, samples: int = 24) -> Path:
-    """Write the page of a run or of a comparison; returns where it is.
+SAMPLES = 24
+"""Questions shown per question set."""
+
+
+def write_report(directory: str | Path, out: str | Path | None = None, samples: int = SAMPLES) -> Path:
+    """Write the page of a run or of a comparison; returns where it is. A finished run's model gets its card, too.
 
     Args:
         directory: a run directory, finished or not, or a comparison directory.
-        out: the file; default `report.html` in the directory, the one file there that no run and no comparison wrote.
+        out: the file; default `report.html` in the directory, with the card the only file there that no run and no
+            comparison wrote.
         samples: questions shown per question set.
 
     Raises:
         ReportError: the directory is neither, or a file in it is damaged.
     """
     directory = Path(directory)
-    page = render(read(directory), samples)
+    subject = read(directory)
+    page = render(subject, samples)
+    if isinstance(subject, Run) and subject.finished:
+        write_card(subject)
     path = Path(out) if out is not None else directory / "report.html"
     write_whole(path, page.encode())
     return path
 
 
-def render(subject: Run | Comparison, samples: int = 24) -> str:
+def render(subject: Run | Comparison, samples: int = SAMPLES) -> str:
     """The page as HTML."""
     return _comparison(subject, samples) if isinstance(subject, Comparison) else _run(subject)
 
@@ -100,7 +111,7 @@ def _comparison(comparison: Comparison, samples: int) -> str:
             if seed is not first and model in first.there
         }
         absent = [name for name, run in seed.runs.items() if run is None]
-        absent += [name for name in file.models if name not in seed.runs]
+        absent += [name for name in file.models if name not in seed.runs and file.of_seeds]
         new = {name: run for name, run in seed.there.items() if run.path not in told}
         told |= {run.path for run in new.values()}
         models = {name: run for name, run in seed.there.items() if name in series}
@@ -123,6 +134,7 @@ def _comparison(comparison: Comparison, samples: int) -> str:
         comparison=comparison,
         file=file,
         series=series,
+        overview=overview(file, series),
         results=[results(comparison, name, series, samples) for name in file.questions],
         seeds=seeds,
         masks=masks(seeds[0].runs),  # other seeds see the same data by the same template
@@ -164,6 +176,7 @@ def _page(template: str, **content: Any) -> str:
         "questions": wording.questions,
         "rows": wording.rows,
         "reading": reading,
+        "marker": marker,
     }
     return environment.get_template(template).render(
         style=Markup((page / "style.css").read_text(encoding="utf-8")),

@@ -164,7 +164,7 @@ def read_run(directory: Path, name: str | None = None) -> Run:
     for number, event in _json_lines(place.events):
         kind = event.get("event") if isinstance(event, dict) else None
         if kind == "update":
-            update = _formed(event, Update, f"{place.events}, line {number}")
+            update = formed(event, Update, f"{place.events}, line {number}")
             if update.stage not in by_stage:
                 raise ReportError(f"{place.events}, line {number}: stage '{update.stage}' is not in {place.recipe}")
             by_stage[update.stage].append(update)
@@ -191,14 +191,14 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         cost=_optional(place.path / "cost.json", CostFile),
         importance=_optional(place.path / "importance.json", ImportanceFile),
         manifest=_optional(place.model / MANIFEST, Manifest),
-        checks=[_object(file) for file in sorted((place.path / "data").glob("*.json"))],
+        checks=[json_object(file) for file in sorted((place.path / "data").glob("*.json"))],
         quarantine=[row for file in sorted(place.path.glob("quarantine*.jsonl")) for row in _lines(file, Quarantined)],
     )
 
 
 def _comparison(directory: Path) -> Comparison:
     path = directory / COMPARISON
-    file = _formed(_object(path), ComparisonFile, str(path))
+    file = formed(json_object(path), ComparisonFile, str(path))
     if not file.seeds:
         raise ReportError(f"{path}: 'seeds' is empty, so there is nothing to compare yet")
     for scores in file.seeds:
@@ -230,10 +230,11 @@ def _check_figures(file: ComparisonFile, questions: str, rows: Mapping[str, Summ
 
 
 def _optional(path: Path, form: type[Form]) -> Form | None:
-    return _formed(_object(path), form, str(path)) if path.exists() else None
+    return formed(json_object(path), form, str(path)) if path.exists() else None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object. Raises ReportError where it is none."""
     try:
         content = json.loads(_text(path))
     except ValueError as error:
@@ -243,7 +244,8 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _formed(content: Any, form: type[Form], where: str) -> Form:
+def formed(content: Any, form: type[Form], where: str) -> Form:
+    """Content as its form. Raises ReportError, which names the field."""
     try:
         return form.model_validate(content)
     except ValidationError as error:
@@ -253,7 +255,7 @@ def _formed(content: Any, form: type[Form], where: str) -> Form:
 
 
 def _lines(path: Path, form: type[Form]) -> list[Form]:
-    return [_formed(value, form, f"{path}, line {number}") for number, value in _json_lines(path)]
+    return [formed(value, form, f"{path}, line {number}") for number, value in _json_lines(path)]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:

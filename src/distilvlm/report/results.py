@@ -36,6 +36,7 @@ class QuestionResults:
     title: str
     about: str
     gaps: intervals.Table | None
+    closed: intervals.Table | None  # of the gap between control and teacher
     trends: list[Chart]  # the first figure over what some runs differ in
     scores: list[intervals.Table]  # the figure of the differences first
     others: list[intervals.Table]  # further figures, and the first one by kind of question
@@ -99,6 +100,7 @@ def results(comparison: Comparison, name: str, series: Mapping[str, int], sample
         title=about.title or name,
         about=f"{about.n:,} questions{pictures}" + (f"; 95% intervals: {drawn}" if drawn else ""),
         gaps=intervals.gaps(file, name, dict(series)),
+        closed=intervals.closed(file, name, dict(series)),
         trends=_trends(file, name),
         scores=scores,
         others=others,

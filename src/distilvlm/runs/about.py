@@ -24,6 +24,8 @@ from distilvlm.models.upcycling import upcycled_layers
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import StageSpec
 
+from .directory import recalled
+
 PACKAGES = ("distilvlm", "torch", "transformers", "accelerate")
 
 
@@ -62,7 +64,7 @@ def now() -> str:
 
 def begin(file: Path, processes: int) -> None:
     """Record the start; a continued run keeps the first start and adds its command."""
-    earlier = json.loads(file.read_text()) if file.exists() else {"started": now(), "commands": []}
+    earlier = recalled(file) or {"started": now(), "commands": []}
     entry = {"at": now(), "command": command()}
     content = {
         "command": command(),
@@ -78,7 +80,7 @@ def begin(file: Path, processes: int) -> None:
 
 def end(file: Path) -> None:
     """Record that the run is finished, the first time that it is seen to be."""
-    content = json.loads(file.read_text()) if file.exists() else {}  # a run of a version that kept no record
+    content = recalled(file) or {}  # a run of a version that kept no record
     if content and content["finished"] is None:
         _write(file, content | {"finished": now()})
 

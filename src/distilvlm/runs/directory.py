@@ -16,7 +16,7 @@ RUN/
     about.json                 what the stage trains, on what, against what
     checkpoints/00000500/      what continuing needs, while the stage runs
     final/                     what the stage trained
-  failures/                    batches of a non-finite loss
+  trouble/                     updates that were not made: batches of a loss that is not finite, with what was found
   adapters/                    what stood between the student and its encoders, for measuring; no part of the student
   model/                       the finished student: a stock Hugging Face checkpoint, its adaptors without their base,
                                or an encoder alone
@@ -24,13 +24,10 @@ RUN/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from distilvlm.models.files import PARTIAL, sweep, verify, write_whole
 from distilvlm.recipe import differences, dump_recipe, read_dump
@@ -39,12 +36,26 @@ from distilvlm.recipe.schema import Recipe
 logger = logging.getLogger(__name__)
 
 
+LOCK = "lock"
+"""Which process works in a directory (lock.py)."""
+
 FREE = ("machine.", *(f"teacher.remote.{name}:" for name in ("url", "key_variable", "timeout", "patience")))
 """Fields that may differ between continuations: how a run runs, and where its teacher is."""
 
 
 class RunError(RuntimeError):
     """A run directory can't be used as asked; the message says why and what to do."""
+
+
+def recalled(file: Path) -> Any:
+    """What a JSON file says that a run can make again; None where it is not there, or damaged, which is told."""
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): made anew", file, error)
+        return None
 
 
 class RunDirectory:
@@ -62,7 +73,7 @@ class RunDirectory:
         self.importance = self.path / "importance.json"
         self.standards = self.path / "standards.safetensors"
         self.adapters = self.path / "adapters"
-        self.failures = self.path / "failures"
+        self.trouble = self.path / "trouble"
         self.references = self.path / "references"
         self.model = self.path / "model"
         self.trackers = self.path / "trackers"
@@ -94,7 +105,10 @@ class RunDirectory:
             try:
                 ours = read_dump(self.recipe.read_text())
             except ValueError as error:
-                raise RunError(f"{self.recipe} was changed by hand and no longer loads: {error}") from error
+                raise RunError(
+                    f"{self.recipe} is damaged, or was changed by hand, and no longer loads: {error}. Put it back as "
+                    "it was when the run began: the same command with a new --dir writes it before its first step"
+                ) from error
             changed = [line for line in differences(ours, recipe) if not line.startswith(FREE)]
             if changed:
                 raise RunError(
@@ -104,7 +118,7 @@ class RunDirectory:
                 )
             return
         there = [entry.name for entry in self.path.iterdir()] if self.path.exists() else []
-        strangers = sorted(name for name in there if name != "lock" and not name.startswith(PARTIAL))
+        strangers = sorted(name for name in there if name != LOCK and not name.startswith(PARTIAL))
         if strangers:
             raise RunError(f"{self.path} is not a run and not empty ({', '.join(strangers[:3])}): give another --dir")
         write_whole(self.recipe, dump_recipe(recipe).encode())
@@ -117,10 +131,14 @@ class RunDirectory:
         """
         if not self.teacher.exists():
             write_whole(self.teacher, (json.dumps({"identity": identity}, indent=1) + "\n").encode())
-        elif (before := json.loads(self.teacher.read_text())["identity"]) != identity:
+            return
+        before = recalled(self.teacher)
+        if before is None:
+            raise RunError(f"{self.teacher} is damaged: remove it if this run began with {identity}, which answers now")
+        if before["identity"] != identity:
             raise RunError(
-                f"{self.path} began with another teacher: {before}, and now {identity} answers. Serve the one it began "
-                "with, or give another --dir"
+                f"{self.path} began with another teacher: {before['identity']}, and now {identity} answers. Serve the "
+                "one it began with, or give another --dir"
             )
 
     def sweep(self) -> None:
@@ -128,23 +146,12 @@ class RunDirectory:
         for folder in [self.path, *(entry for entry in self.path.rglob("*") if entry.is_dir())]:
             sweep(folder)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory for this process; the kernel lets go when it dies, however that happens.
-
-        Raises:
-            RunError: another process runs here.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as file:
-            try:
-                # Not flock: loader processes would inherit it, and outlive a killed run by seconds.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise RunError(f"{self.path} is in use by process {owner}: wait, or give another --dir") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+    def kept(self, recipe: Recipe) -> str:
+        """What of a run of `recipe` is on the disk, for people."""
+        found: list[str] = []
+        for index, stage in enumerate(recipe.stages):
+            if self.final(index, stage.name).is_dir():
+                found.append(f"stage '{stage.name}'")
+            elif saved := sorted(self.checkpoints(index, stage.name).glob("[0-9]*")):
+                found.append(f"stage '{stage.name}' up to update {int(saved[-1].name)}")
+        return " and ".join(found) or "nothing but what the look at the data found"

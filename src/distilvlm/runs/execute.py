@@ -7,17 +7,20 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from distilvlm.data import export_chat_template
 from distilvlm.models import hosted
 from distilvlm.models.alone import Encoder
 from distilvlm.models.encoder_directory import load_encoder, save_encoder
+from distilvlm.models.files import verify
 from distilvlm.models.save import load, save
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, load_recipe, read_dump
@@ -25,14 +28,18 @@ from distilvlm.teachers import LocalTeacher, Teacher, quantised, require
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
 from distilvlm.train import objective_of
+from distilvlm.train.parallel import sharded
 
 from . import about
 from .console import CONSOLE, reporter
 from .consultation import consult
 from .directory import RunDirectory, RunError
+from .disk import explained
 from .encoders import Encoders, keep_importance, standardise, take_adapters
 from .expense import expect
+from .lock import locked
 from .material import check
+from .peers import MARGIN
 from .stage import StageRun
 from .student import Student
 from .teaching import fill_before_run
@@ -67,14 +74,18 @@ def run(
 
     Raises:
         RecipeError, RunError, DataError, TeacherError: before the first step, naming what to change.
-        NonFiniteError: a loss term or gradient was not finite; the batch is kept under `failures/`.
+        DiskError: what the run writes to is full, read-only or broken; at any time.
+        Stopped: the process was asked to stop, within `stopping.stoppable()`.
+        NonFiniteError, ExplodingError: an update was not made; its batch is kept under `trouble/`.
+        MemoryShortageError: with what was planned wrong, and what fits.
+        PeerError: another process is gone.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     place = RunDirectory(directory if directory is not None else Path("runs") / recipe.name)
-    with _accelerator(recipe, place) as accelerator:
+    with explained(recipe, place), _accelerator(recipe, place) as accelerator:
         main = accelerator.is_main_process
-        with place.locked() if main else contextlib.nullcontext():
+        with locked(place.path) if main else contextlib.nullcontext():
             if main:
                 place.claim(recipe)
                 place.sweep()
@@ -119,7 +130,7 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
     if accelerator.is_main_process and isinstance(teacher, (RemoteTeacher, PromptedTeacher)):
         place.claim_teacher(teacher.identity)
     standardise(recipe, student.vlm.model, encoders, place, accelerator)
-    student.vlm.to(accelerator.device)
+    student.vlm.to("cpu" if recipe.machine.offload else accelerator.device)
     if accelerator.is_main_process:
         if encoders is not None:
             keep_importance(recipe, encoders, place)
@@ -128,6 +139,8 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
             apart = quantised.kept(place.quantised, recipe, teacher, data)
             logger.info("%s", quantised.told(recipe.teacher.precision, apart))
         expect(recipe, student.vlm, None if teacher is None else teacher.vlm, data, place, accelerator)
+    if sharded(recipe.machine, accelerator):
+        student.vlm.to("cpu")  # each stage brings to the device what is this process's
     accelerator.wait_for_everyone()
     del material, data  # each stage reads its data again, with features: what all of them hold at once may be a lot
     with _same_bits_on_cuda(accelerator):
@@ -158,20 +171,22 @@ def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> N
 
 
 def _save(recipe: Recipe, student: VLM | Encoder, place: RunDirectory) -> None:
-    """The finished student, with the template that its last stage of language was taught."""
+    """The finished student, with the template that its last stage of language was taught; what is there is damaged."""
+    if place.model.exists():
+        logger.warning("%s is damaged (%s): written anew", place.model, "; ".join(verify(place.model, contents=False)))
     student.to("cpu")
     if isinstance(student, Encoder):
-        save_encoder(student.model.tower, student.layout, place.model, recipe.pictures.geometry)
+        save_encoder(student.model.tower, student.layout, place.model, recipe.pictures.geometry, replace=True)
         logger.info("the finished student: %s", place.model)
         return
     taught = next((stage for stage in reversed(recipe.stages) if not stage.pictures_alone), None)
     kind = None if taught is None else recipe.data[taught.data[-1]].template
     if student.adaptors:
         assert kind is not None  # a stage that trains an adaptor has a term of language
-        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, kind)
+        hosted.save(student, recipe.student, recipe.seed, place.model, recipe.pictures.geometry, kind, replace=True)
     else:
         template = None if kind is None else export_chat_template(kind, student.tokenizer)
-        save(student, place.model, recipe.pictures.geometry, template)
+        save(student, place.model, recipe.pictures.geometry, template, replace=True)
     logger.info("the finished student: %s", place.model)
 
 
@@ -189,6 +204,13 @@ def _encoders(recipe: Recipe, student: Student, left: Sequence[StageRun], accele
 
 @contextlib.contextmanager
 def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("1", "true", "yes"):
+            raise RunError(
+                f"accelerate was told to use {engine}, which would not know what a run saves. How processes share a "
+                "student is the recipe's machine.parallel: launch with a plain configuration (accelerate launch "
+                "--multi_gpu), and set machine.parallel=fsdp to split it"
+            )
     # accelerate keeps its state for the life of the process; the next run may want another precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -197,6 +219,7 @@ def _accelerator(recipe: Recipe, place: RunDirectory) -> Iterator[Accelerator]:
         mixed_precision="bf16" if recipe.machine.precision == "bf16" else "no",
         log_with=list(recipe.machine.trackers) or None,
         project_dir=str(place.trackers),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.machine.timeout + MARGIN))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:

@@ -16,7 +16,7 @@ from distilvlm.models.files import write_whole
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 
-from .directory import RunDirectory
+from .directory import RunDirectory, recalled
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def expect(
     accelerator: Accelerator,
 ) -> None:
     """Estimate every stage, say it and keep it, unless that was done when the run began."""
-    if place.cost.exists():
+    if recalled(place.cost) is not None:
         return
     costs = estimate(
         recipe,
@@ -53,9 +53,9 @@ def expect(
 
 def settle(stage: str, measured: Measured, place: RunDirectory) -> None:
     """Note what a stage really took, and say it beside what was expected."""
-    if not place.cost.exists():  # a run of a version that kept no estimate
+    content = recalled(place.cost)
+    if content is None:  # a run of a version that kept no estimate
         return
-    content = json.loads(place.cost.read_text())
     for entry in content["stages"]:
         if entry["stage"] == stage:
             entry["measured"] = asdict(measured)

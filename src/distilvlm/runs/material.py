@@ -10,20 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from distilvlm.data import BadRow, DataError, DataReport, Grouping, Order, Source, StageData, raise_or_quarantine
 from distilvlm.data.alignment import TeacherView
 from distilvlm.data.geometry import canvas, decode
 from distilvlm.data.stage import background, source_of, stage_data, stage_order
+from distilvlm.data.streams import state
 from distilvlm.models.alone import Encoder
 from distilvlm.models.features import FeatureReader, FeatureStore
 from distilvlm.models.files import write_whole
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe, StageSpec
+from distilvlm.storage import is_remote
 
-from .directory import RunDirectory
+from .directory import RunDirectory, recalled
 from .encoders import Encoders
 
 logger = logging.getLogger(__name__)
@@ -117,16 +120,23 @@ def _checked(
     marks = ["pictures"] if data.pictures_alone else []
     if data.teacher is not None:
         marks += ["teacher", data.teacher.placeholders]
-    files = [(Path(source.spec.path).absolute(), source.spec.model_dump(mode="json")) for source in data.sources]
-    looked_at = [[str(path), *_state(path), spec, stage.max_length, data.placeholders, *marks] for path, spec in files]
+    seen_as = [stage.max_length, data.placeholders, *marks]
+    specs = [source.spec for source in data.sources]
+    looked_at = [[_place(one.path), *state(one.path), one.model_dump(mode="json"), *seen_as] for one in specs]
     digest = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
     kept = place.path / "data" / f"{digest[:16]}.json"
     lengths = kept.with_suffix(".safetensors")
     with accelerator.main_process_first():  # the others find the main process's report
-        if kept.exists():
-            report = DataReport.restored(json.loads(kept.read_text()))
-            if lengths.exists():
-                data.recall_lengths(load(lengths.read_bytes()))
+        found, known = recalled(kept), None
+        try:
+            known = load(lengths.read_bytes()) if lengths.exists() else None
+        except SafetensorError as error:
+            logger.warning("%s is damaged (%s): made anew", lengths, error)
+            found = None
+        if found is not None:
+            report = DataReport.restored(found)
+            if known is not None:
+                data.recall_lengths(known)
         else:
             report = data.check()
             raise_or_quarantine(report.bad, recipe.machine.on_bad_row)
@@ -153,11 +163,8 @@ def _require_room(recipe: Recipe, stage: StageSpec, report: DataReport, sequence
         )
 
 
-def _state(path: Path) -> list[object]:
-    """What a change of a file, or of a directory of pictures, shows in."""
-    if not path.is_dir():
-        return [path.stat().st_size, path.stat().st_mtime_ns]
-    return [[str(file.relative_to(path)), *_state(file)] for file in sorted(path.rglob("*")) if file.is_file()]
+def _place(path: str) -> str:
+    return path if is_remote(path) else str(Path(path).absolute())
 
 
 def quarantine(file: Path, stage: StageSpec, bad: Iterable[BadRow]) -> None:

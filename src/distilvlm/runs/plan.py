@@ -15,6 +15,7 @@ from distilvlm.cost.network import Traffic, traffic
 from distilvlm.data import DataError, Source, StageData, showings
 from distilvlm.data.problems import RowError
 from distilvlm.data.stage import source_of, stage_data
+from distilvlm.data.streams import here
 from distilvlm.models import NotHere, parts
 from distilvlm.models.alone import Encoder
 from distilvlm.models.compose import build_student
@@ -201,8 +202,8 @@ def _sources(recipe: Recipe) -> dict[str, Sources]:
     for stage in recipe.stages:
         for name in stage.data:
             if (name, stage.pictures_alone) not in read:
-                here = Path(recipe.data[name].path).exists()
-                read[name, stage.pictures_alone] = source_of(recipe, stage, name) if here else None
+                is_here = here(recipe.data[name].path)
+                read[name, stage.pictures_alone] = source_of(recipe, stage, name) if is_here else None
     return {stage.name: {name: read[name, stage.pictures_alone] for name in stage.data} for stage in recipe.stages}
 
 

@@ -10,9 +10,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 
-def seed_stage(seed: int, stage: int, process: int) -> None:
-    """Start a stage's random numbers; every stage and process has its own."""
-    torch.manual_seed((seed * 1_000_003 + stage) * 4_099 + process)
+def seed_stage(seed: int, stage: int, process: int, update: int = 0) -> None:
+    """Start a stage's random numbers, or begin anew behind an update; every stage and process has its own."""
+    torch.manual_seed(((seed * 1_000_003 + stage) * 4_099 + process + update * 7_368_787) % 2**63)
 
 
 def states(accelerator: Accelerator) -> dict[str, Tensor]:
@@ -23,17 +23,12 @@ def states(accelerator: Accelerator) -> dict[str, Tensor]:
     return {name: state for one in gather_object([mine]) for name, state in one.items()}
 
 
-def restore(saved: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    """Put this process's states back.
-
-    Raises:
-        ValueError: the checkpoint was made by fewer processes.
-    """
+def restore(saved: Mapping[str, Tensor], accelerator: Accelerator) -> bool:
+    """Put this process's states back; false, and nothing is done, where another number of processes has saved them."""
+    if sum(name.endswith(".cpu") for name in saved) != accelerator.num_processes:
+        return False
     mine = str(accelerator.process_index)
-    if f"{mine}.cpu" not in saved:
-        raise ValueError(
-            f"the checkpoint has no random state of process {mine}: continue with as many processes as made it"
-        )
     torch.set_rng_state(saved[f"{mine}.cpu"])
     if accelerator.device.type == "cuda" and f"{mine}.cuda" in saved:
         torch.cuda.set_rng_state(saved[f"{mine}.cuda"], accelerator.device)
+    return True

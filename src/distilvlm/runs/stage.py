@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -12,32 +11,35 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from distilvlm.cost import Meter
 from distilvlm.data import Batch, Grouping, MicroBatches, batches
 from distilvlm.data.alignment import TeacherView
 from distilvlm.models import forward, packing, parts
 from distilvlm.models.alone import Encoder
-from distilvlm.models.files import directory_whole, remove, verify
+from distilvlm.models.files import remove, verify
 from distilvlm.models.fingerprint import fingerprint
 from distilvlm.recipe import Recipe
 from distilvlm.teachers import LocalTeacher, References, Teacher
 from distilvlm.teachers.remote import RemoteTeacher
-from distilvlm.train import Loop, NonFiniteError, Task, Update, objective_of
+from distilvlm.train import Loop, Task, Update, UpdateError, objective_of
 from distilvlm.train.encoders import Comparison
 from distilvlm.train.optim import adamw
+from distilvlm.train.parallel import Parallel, Sharded, shard_teacher, sharded
 
-from . import about, checkpoint, randomness
+from . import about, checkpoint, randomness, shortage, stopping
 from .checkpoint import Position
 from .console import Reporter
 from .directory import RunDirectory, RunError
-from .encoders import Encoders
+from .disk import require_room
+from .encoders import Encoders, standardise
 from .events import Events
 from .expense import settle
 from .material import Material, prepare, quarantine
+from .peers import Peers
 from .student import Student
+from .trouble import account, refuse_again
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ class StageRun:
             encoders: where the stage compares with encoders.
 
         Raises:
-            NonFiniteError: after the batch was kept.
+            UpdateError, MemoryShortageError, PeerError: something went wrong; all that could be found out about it.
         """
         logger.info("stage '%s': %d of %d", self.stage.name, self.index + 1, len(self.recipe.stages))
         self.meter.start()
@@ -118,20 +120,35 @@ class StageRun:
         vlm = self.student.vlm
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
-        vlm.to(self.accelerator.device)
+        split = sharded(self.recipe.machine, self.accelerator)
+        if split:  # a tower sees pictures before the rest is brought to the device, row by row
+            vlm.model.model.vision_tower.to(self.accelerator.device)
+        else:
+            vlm.to(self.accelerator.device)
         self._require_packable(teacher)
         material = self._material(encoders, None if teacher is None else teacher.view)
         if self.accelerator.is_main_process:
             file = self.place.stage(self.index, self.stage.name) / "about.json"
             about.stage(file, self.stage, vlm, by_part, material.report, material.updates)
         base = fingerprint(vlm.model, self.parameters.keys(), parts.beside(vlm.model))
-        self.optimizer = adamw(by_part, self.stage.optim)
-        position = self._continue(base)
-
         objective = objective_of(self.stage, self.recipe.teacher)
         comparison = None if encoders is None else Comparison(self.recipe, self.stage, self.student.shapes)
         theirs = None if teacher is None or teacher.vlm is None else forward.head_weight(teacher.vlm.model).shape[0]
-        task = Task(vlm, objective, None if teacher is None else teacher.head, comparison, theirs)
+        head = None if teacher is None else teacher.head
+        task = Task(vlm, objective, head, comparison, theirs, self.accelerator.device)
+        parallel: Parallel | None = None
+        if split:
+            parallel = Sharded(self.accelerator, task, self.recipe.machine)
+            others = parts.named(vlm.model)  # this process's rows of each
+            by_part = {part: {name: others[name] for name in members} for part, members in by_part.items()}
+            self.parameters = {name: p for members in by_part.values() for name, p in members.items()}
+            if self.recipe.machine.shard_teacher and isinstance(teacher, LocalTeacher):
+                shard_teacher(teacher.vlm, self.accelerator)
+        self.optimizer = adamw(by_part, self.stage.optim)
+        position = self._continue(base)
+        saves = material.updates - position.update > self.recipe.machine.checkpoint_every
+        self._require_room(self.checkpoints if saves else self.final, moments=saves)  # better now than after hours
+        refuse_again(self.recipe, self.stage, position.update, self.place, self.accelerator.num_processes)
         loop = Loop(
             self.accelerator,
             task,
@@ -142,27 +159,37 @@ class StageRun:
             self._grouping,
             None if encoders is None else lambda batch: encoders.see(batch, self.stage),
             self.stage.loss.schedule,
+            stopping.asked,
+            parallel,
+            self.recipe.machine.explosion,
         )
-        with self._events(position) as events:
+        with stopping.deferred(), self._events(position) as events, self._told(loop, material, teacher):
             if events is not None and not position.update and (share := material.report.aligned) is not None:
                 learned, paired = material.report.learned, material.report.paired
                 events.write("alignment", stage=self.stage.name, share=share, paired=paired, learned=learned)
-            try:
-                self._train(loop, material, position, events)
-            except NonFiniteError as error:
-                logger.error("the batch is kept in %s", self._keep(error))
-                raise
+            self._train(loop, material, position, events)
             self._finish(material.updates, position.base, events)
+            self._stop_if_asked(loop, "finished")
         self.meter.stop()
         self.executed = "in part" if position.update else "whole"
         self.student.mark_trained(set(self.parameters))
         self._prepared = None
+        del parallel, task, loop
         # Moments and gradients of what this stage trained would stay through all later ones, and feed-forwards of which
         # a later one makes experts: gigabytes.
         del self.optimizer, self.parameters
         for tree in vlm.trees:
             tree.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
+        if split:
+            del vlm, by_part, others
+            self._whole_again()
+
+    def _whole_again(self) -> None:
+        """The student whole in every process, which a transform or its reader wants: as a continued run has it."""
+        done = self.recipe.stages[: self.index + 1]
+        self.student.again([(stage, self.place.final(index, stage.name)) for index, stage in enumerate(done)])
+        standardise(self.recipe, self.student.vlm.model, None, self.place, self.accelerator)
 
     def _require_packable(self, teacher: Teacher | None) -> None:
         """Raises ValueError where samples can't share a row."""
@@ -191,14 +218,46 @@ class StageRun:
         try:
             for update in loop.run(self._updates(material, position.update)):
                 if events is not None:
-                    events.write("update", stage=self.stage.name, **_told(update))
+                    events.write("update", stage=self.stage.name, **_event(update))
                 self._track(update, earlier + update.number)
                 self.reporter.update(update)
                 self.meter.update(update.seconds)
-                if update.number % every == 0 and update.number < material.updates:
+                if update.number == material.updates:
+                    continue
+                if update.number % every == 0 or loop.stopping:
                     self._checkpoint(update.number, position.base, events)
+                self._stop_if_asked(loop, f"saved behind update {update.number}")
         finally:
             self.reporter.end()
+
+    @contextlib.contextmanager
+    def _told(self, loop: Loop, material: Material, teacher: Teacher | None) -> Iterator[None]:
+        """What goes wrong within is looked into, and told with what to do about it; the other processes are watched."""
+        remote = None if self.recipe.teacher is None else self.recipe.teacher.remote
+        patience = self.recipe.machine.timeout + (0.0 if remote is None else remote.patience)
+        peers = Peers(self.accelerator, patience, lambda: (loop.now.moves, f"stage '{self.stage.name}', {loop.now}"))
+        with peers.watching():
+            try:
+                yield
+            except UpdateError as error:
+                told = account(error, loop, material, self.recipe, self.stage, self.place, self.accelerator)
+                raise told from error
+            except Exception as error:
+                if not shortage.ran_out(error):
+                    raise
+                theirs = None if teacher is None else teacher.vlm
+                world = self.accelerator.num_processes
+                told = shortage.account(
+                    error, loop, self.student.vlm, theirs, material.data, self.recipe, self.stage, world
+                )
+                raise told from error
+
+    def _stop_if_asked(self, loop: Loop, saved: str) -> None:
+        """Raises Stopped on every process, if one of them was asked to stop until the last update."""
+        if loop.stopping:
+            raise stopping.Stopped(
+                f"stopped by {stopping.told()}; stage '{self.stage.name}' is {saved}; the same command continues"
+            )
 
     def _updates(self, material: Material, first: int) -> Iterator[tuple[int, int, MicroBatches]]:
         machine, accelerator = self.recipe.machine, self.accelerator
@@ -229,6 +288,8 @@ class StageRun:
         found: list[Path | None] = [None]
         if self.accelerator.is_main_process:
             found[0] = checkpoint.last_whole(self.checkpoints)
+            if found[0] is None and any(self.checkpoints.glob("[0-9]*")):
+                logger.warning("no whole checkpoint is left: stage '%s' begins anew", self.stage.name)
         broadcast_object_list(found)
         if found[0] is None:
             randomness.seed_stage(self.recipe.seed, self.index, self.accelerator.process_index)
@@ -242,8 +303,11 @@ class StageRun:
                 "anew with another --dir"
             )
         states = checkpoint.load(found[0], self.parameters, self.optimizer)
-        randomness.restore(states, self.accelerator)
         logger.info("stage '%s' continues behind update %d", self.stage.name, position.update)
+        if not randomness.restore(states, self.accelerator):
+            process = self.accelerator.process_index
+            randomness.seed_stage(self.recipe.seed, self.index, process, position.update)
+            logger.info("another number of processes has made the checkpoint: dropout is drawn anew")
         return position
 
     def _finished_before(self) -> list[Position]:
@@ -264,23 +328,31 @@ class StageRun:
 
     def _checkpoint(self, update: int, base: str, events: Events | None) -> None:
         states = randomness.states(self.accelerator)
+        position = Position(self.stage.name, update, 0 if events is None else events.sync(), base)
+        directory = self.checkpoints / f"{update:08d}"
+        if events is not None and directory.exists():  # made before by a run that was killed, damaged, and passed over
+            remove(directory)
+        self._require_room(directory, moments=True)
+        checkpoint.save(directory, position, self.parameters, self.optimizer, states, self.accelerator)
         if events is not None:
-            position = Position(self.stage.name, update, events.sync(), base)
-            directory = self.checkpoints / f"{update:08d}"
-            if directory.exists():  # made before by a run that was killed, damaged, and passed over
-                remove(directory)
-            checkpoint.save(directory, position, self.parameters, self.optimizer, states)
             checkpoint.rotate(self.checkpoints, self.recipe.machine.keep)
         self.accelerator.wait_for_everyone()
 
     def _finish(self, updates: int, base: str, events: Events | None) -> None:
         if events is not None:
             events.write("stage_finished", stage=self.stage.name)
-            position = Position(self.stage.name, updates, events.sync(), base)
-            checkpoint.save(self.final, position, self.parameters, None, {})
-            if self.checkpoints.exists():
-                remove(self.checkpoints)
+        position = Position(self.stage.name, updates, 0 if events is None else events.sync(), base)
+        self._require_room(self.final, moments=False)
+        checkpoint.save(self.final, position, self.parameters, None, {}, self.accelerator)
+        if events is not None and self.checkpoints.exists():
+            remove(self.checkpoints)
         self.accelerator.wait_for_everyone()
+
+    def _require_room(self, directory: Path, moments: bool) -> None:
+        """Raises DiskError where there is none for the stage's weights, with Adam's two moments of each or without."""
+        if self.accelerator.is_main_process:
+            weights = sum(parameter.numel() * parameter.element_size() for parameter in self.parameters.values())
+            require_room(directory, weights * (3 if moments else 1), self.recipe, self.place)
 
     def _track(self, update: Update, step: int) -> None:
         """`step` counts over all stages: trackers drop what lies behind the last step that they saw."""
@@ -289,28 +361,8 @@ class StageRun:
         values = {"loss": update.loss, "rate": update.rate, "gradient_norm": update.gradient_norm, **update.terms}
         self.accelerator.log({f"{self.stage.name}/{name}": value for name, value in values.items()}, step=step)
 
-    def _keep(self, error: NonFiniteError) -> Path:
-        """Keep the batch of a non-finite loss, with where its rows come from."""
-        batch = error.batch
-        name = f"{self.stage.name}-{error.update:08d}-{self.accelerator.process_index}"
-        directory = self.place.failures / name
-        with directory_whole(directory, replace=True) as partial:
-            tensors = {n: v.cpu().contiguous() for n, v in _tensors(batch).items()}
-            save_file(tensors, partial / "batch.safetensors")
-            report = {"error": str(error), "terms": error.terms, "rows": [asdict(key) for key in batch.keys]}
-            report |= {} if batch.sizes is None else {"sizes": batch.sizes}
-            (partial / "report.json").write_text(json.dumps(report, indent=1))
-        return directory
 
-
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    """What a batch holds, by name; 'teacher.NAME' of what its teacher reads."""
-    found = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    theirs = {} if batch.teacher is None else _tensors(batch.teacher)
-    return found | {f"teacher.{name}": value.clone() for name, value in theirs.items()}  # both may hold the same one
-
-
-def _told(update: Update) -> dict[str, Any]:
+def _event(update: Update) -> dict[str, Any]:
     """An update as its event; where nothing is routed or changes, there is nothing to tell of it."""
     values = asdict(update)
     return {name: v for name, v in values.items() if v or name not in ("routing", "vision_routing", "scheduled")}

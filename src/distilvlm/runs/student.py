@@ -5,7 +5,9 @@ A continued run replays this from the recipe, so weights that no stage trains ar
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +40,16 @@ class Student:
         self.shapes = shapes(recipe, self.vlm)
         adapt(recipe, self.vlm, self.shapes)
         self._check_names()
+
+    def again(self, finished: Sequence[tuple[StageSpec, Path]]) -> None:
+        """Build it anew as it is behind stages that are finished, each with where it left what it trained."""
+        del self.vlm  # two at once may not fit
+        gc.collect()
+        self._changed = set()
+        self.vlm = build_student(self._recipe.student, self._recipe.seed)
+        adapt(self._recipe, self.vlm, self.shapes)
+        for stage, final in finished:
+            self.replay(stage, final)
 
     def _check_names(self) -> None:
         """A wrong name in the last stage must not come to light after days."""

@@ -84,7 +84,7 @@ class TextForm:
         return None
 
     def chunk(self, piece: Piece) -> TextCompletion:
-        logprobs = self._logprobs([piece]) if piece.ids else None
+        logprobs = self._logprobs([piece]) if piece.ids or piece.logprobs else None
         return self._body([TextChoice(text=piece.text, logprobs=logprobs, finish_reason=piece.finish)])
 
     def closing(self, usage: Usage) -> TextCompletion:
@@ -103,9 +103,14 @@ class TextForm:
             self._offset += len(one.token)
         return TextLogprobs(
             tokens=[one.token for one in told],
-            token_logprobs=[max(one.logprob, LEAST) for one in told],
+            token_logprobs=[None if one.logprob is None else max(one.logprob, LEAST) for one in told],
             # two ids may have the same text: the likelier one counts
-            top_logprobs=[{text: max(logprob, LEAST) for text, _, logprob in reversed(one.likeliest)} for one in told],
+            top_logprobs=[
+                None
+                if one.logprob is None
+                else {text: max(logprob, LEAST) for text, _, logprob in reversed(one.likeliest)}
+                for one in told
+            ],
             text_offset=offsets,
         )
 
@@ -138,6 +143,7 @@ def _chat_logprobs(pieces: Sequence[Piece]) -> ChatLogprobs | None:
 
 
 def _token(one: TokenLogprob) -> ChatToken:
+    assert one.logprob is not None  # conversations are not repeated
     likeliest = [_candidate(text, logprob) for text, _, logprob in one.likeliest]
     return ChatToken(**_candidate(one.token, one.logprob).model_dump(), top_logprobs=likeliest)
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from distilvlm.evaluate.generate import left_padded
 from distilvlm.models.adaptors.slots import Workflow
 from distilvlm.models.decode import next_logits
-from distilvlm.models.forward import embeddings, vision_features
+from distilvlm.models.forward import embeddings, hidden_states, vision_features
 from distilvlm.models.vlm import VLM
 
 from .cache import BatchCache
@@ -23,6 +23,9 @@ from .served import Prompt
 
 PICTURES = 32
 """Pictures whose features are kept: every turn of a conversation shows its pictures again."""
+
+PLACES = 64
+"""Of a repeated prompt, whose logits are made at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class Batch:
             positions = (rows.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
             logits = self._logits(embedded, rows.attention_mask, positions, read)
         return Read(logits, read, [prompt.length for prompt in prompts], list(names), workflows)
+
+    def known(self, prompt: Prompt, name: str) -> Iterator[Tensor]:
+        """What the model expected at each place of a prompt but its first: logits [V], one after the other."""
+        rows = left_padded([prompt.encoded], self._vlm.model.device)
+        with self._active([name]):
+            features = self._features(prompt.canvases)
+            hidden = hidden_states(self._vlm.model, self._vlm.layout, rows, features)[0, :-1]  # [length - 1, d]
+        for some in hidden.split(PLACES):
+            logits = self._vlm.model.lm_head(some)  # [PLACES, V]
+            logits[:, self._forbidden] = -torch.inf
+            yield from logits
 
     def join(self, read: Read) -> None:
         """Take in what was read, as the last rows."""

@@ -66,12 +66,15 @@ def routes(desk: Desk) -> APIRouter:
     async def complete(wanted: TextRequest, http: HttpRequest) -> Any:
         """Continue a text as it stands, without a template."""
         _require_consistent(wanted)
-        prompt = wanted.prompt if isinstance(wanted.prompt, str) else wanted.prompt[0]
+        prompt = wanted.prompt
+        if not isinstance(prompt, str) and not isinstance(prompt[0], int):
+            prompt = prompt[0]  # of the only request
 
         def made() -> Request:
             return Request(
                 model=wanted.model,
-                prompt=prompt,
+                prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+                echo=bool(wanted.echo),
                 max_tokens=wanted.max_tokens or DEFAULT_TOKENS,
                 logprobs=wanted.logprobs,
                 **_sampling(wanted),

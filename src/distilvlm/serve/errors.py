@@ -82,10 +82,9 @@ UNSUPPORTED = {
     "response_format": "only text is answered",
     "modalities": "only text is answered",
     "audio": "only text is answered",
-    "echo": "the prompt is not repeated",
     "suffix": "text is only continued",
     "store": "answers are not kept",
-    "prompt": "one text; token ids and several prompts are not supported",
+    "prompt": "one text, or the token ids of one; several prompts are not supported",
 }
 """Fields of OpenAI's that have one value here → why."""
 

@@ -36,7 +36,10 @@ class Request:
     Attributes:
         model: a served model's name (`ServedModel.name`).
         messages: the conversation; its last turn is the user's. Empty where `prompt` is given.
-        prompt: a text to go on with, as it stands, without a template; `<image>` in it as in a message.
+        prompt: a text to go on with, as it stands, without a template; `<image>` in it as in a message. Or its token
+            ids.
+        echo: whether the first piece is the prompt, with what the model thought of its tokens where `logprobs` are
+            wanted. That is read once more for it.
         pictures: decoded, upright RGB (`data.geometry.decode`), in the order of their `<image>`.
         max_tokens: of the answer; None: as many as the model's context has room for.
         temperature: 0 is greedy; 1 draws from the model's own distribution.
@@ -49,7 +52,8 @@ class Request:
 
     model: str
     messages: tuple[Message, ...] = ()
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
+    echo: bool = False
     pictures: tuple[Image.Image, ...] = ()
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -65,13 +69,13 @@ class TokenLogprob:
 
     Attributes:
         token: its text, alone; bytes that are no whole character show as U+FFFD.
-        logprob: natural logarithm.
+        logprob: natural logarithm; None of a repeated prompt's first token, which nothing precedes.
         likeliest: (text, id, logprob) of the likeliest tokens at its place, the likeliest first.
     """
 
     token: str
     id: int
-    logprob: float
+    logprob: float | None
     likeliest: tuple[tuple[str, int, float], ...]
 
 
@@ -84,7 +88,7 @@ class Piece:
             a later piece.
         ids: the tokens that were chosen since the last piece, without the one that ended the answer. They may be of
             text that is held back; tokens of a stop string are among them, its text never is.
-        logprobs: of `ids`; None where the request asks for none.
+        logprobs: of `ids`, or of the tokens of a repeated prompt; None where the request asks for none.
         finish: why this is the last one; None where more will come.
     """
 

@@ -21,7 +21,7 @@ from distilvlm.models.onednn import faster_linear
 from distilvlm.models.vlm import VLM
 
 from .batch import Batch
-from .interface import Busy, Draining, Failed, NotFinite, Piece, Refused, Request, ServedModel
+from .interface import Busy, Draining, Failed, NotFinite, Piece, Refused, Request, ServedModel, TokenLogprob
 from .sampling import choose, logprob
 from .served import Prompt, Served
 from .ticket import Answer
@@ -204,7 +204,20 @@ class LocalEngine:
         for running in group:
             running.began = time.monotonic()
             self._counts["prompt_tokens"] += running.prompt.length
+            if running.prompt.echo is not None:
+                running.answer.put(self._repeated(running, running.prompt.echo))
         self._advance(group, read.logits)
+
+    def _repeated(self, running: Running, text: str) -> Piece:
+        """The prompt, and where that is wanted what the model thought of its tokens."""
+        if running.logprobs is None:
+            return Piece(text, (), None, None)
+        first, *later = running.prompt.encoded.input_ids.tolist()
+        told = [TokenLogprob(running.writer.alone(first), first, None, ())]
+        expected = self._batch.known(running.prompt, running.served.workflow)
+        for token, logits in zip(later, expected, strict=True):
+            told.append(logprob(logits, token, running.logprobs, running.writer.alone))
+        return Piece(text, (), tuple(told), None)
 
     def _step(self) -> None:
         if self._rows:

@@ -23,6 +23,7 @@ def _writable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_writable)]
 StopText = Annotated[Text, Field(min_length=1, max_length=1024)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -121,9 +122,14 @@ class ChatRequest(Wanted):
 
 
 class TextRequest(Wanted):
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=1)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=1)]
+    ) = Field(description="One text, or its token ids, which are read as they are.")
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = Field(None, description="Put the prompt before the answer; with logprobs, its tokens' as well.")
     suffix: None = None
     best_of: Literal[1] | None = None
 
@@ -145,8 +151,8 @@ class ChatLogprobs(BaseModel):
 
 class TextLogprobs(BaseModel):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None] = Field(description="null: a repeated prompt's first, which nothing precedes.")
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int] = Field(description="Where each token begins in the tokens' texts, one behind the other.")
 
 

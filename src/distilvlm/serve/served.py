@@ -7,9 +7,10 @@ import random
 from dataclasses import dataclass, field
 from threading import Lock
 
+import torch
 from torch import Tensor
 
-from distilvlm.data.batch import SampleKey
+from distilvlm.data.batch import IGNORED, SampleKey
 from distilvlm.data.geometry import Geometry, PictureError, canvas
 from distilvlm.data.markers import neutralise, place
 from distilvlm.data.problems import RowError
@@ -33,6 +34,7 @@ class Prompt:
     canvases: tuple[Tensor, ...]  # uint8 [3, size, size] each
     draw: Draw
     limit: int  # tokens of the answer, at most
+    echo: str | None = None  # what is repeated before it
 
     @property
     def length(self) -> int:
@@ -69,6 +71,7 @@ class Served:
         with self._tokenizing:
             try:
                 encoded = self._encoded(request)
+                echo = self._text(request.prompt) if request.echo and request.prompt is not None else None
             except RowError as error:
                 raise Refused("prompt" if request.prompt is not None else "messages", error.reason) from None
         room = self.about.context - len(encoded.input_ids)
@@ -82,10 +85,17 @@ class Served:
                 + (f": ask for {room} tokens at most" if asked else ": shorten it, or begin a new conversation"),
             )
         draw = Draw(request.temperature, request.top_p, random.Random(request.seed))
-        return Prompt(encoded, self._canvases(request), draw, request.max_tokens or room)
+        return Prompt(encoded, self._canvases(request), draw, request.max_tokens or room, echo)
+
+    def _text(self, prompt: str | tuple[int, ...]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return self.template.tokenizer.decode(list(prompt), clean_up_tokenization_spaces=False)
 
     def _encoded(self, request: Request) -> Encoded:
         pictures = len(request.pictures)
+        if isinstance(request.prompt, tuple):
+            return self._of_ids(request.prompt, pictures)
         if request.prompt is not None:
             parts = request.prompt.split(IMAGE_TOKEN) if pictures else [request.prompt]
             text = PICTURE.join(neutralise(part, "prompt")[0] for part in parts)
@@ -101,6 +111,18 @@ class Served:
         turns = place(turns, pictures, "messages", places)[0]
         record = Record(SampleKey("", "", 0), "", ("",) * pictures, tuple(turns))
         return self.template.prompt(record, self.layout.placeholders)
+
+    def _of_ids(self, ids: tuple[int, ...], pictures: int) -> Encoded:
+        tokenizer = self.template.tokenizer
+        image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        wrong = next((id for id in ids if not 0 <= id < len(tokenizer) or id == image), None)
+        if wrong is not None:
+            what = f"stands for a picture ({IMAGE_TOKEN})" if wrong == image else "is no id of this tokenizer"
+            raise RowError("prompt", f"{wrong} {what}: ids are below {len(tokenizer)}, and of text alone")
+        if pictures:
+            raise RowError("prompt", f"token ids have no place for {pictures} pictures: give a text")
+        read = torch.tensor(ids, dtype=torch.int64)
+        return Encoded(read, torch.full_like(read, IGNORED), torch.empty(0, dtype=torch.int64))
 
     def _canvases(self, request: Request) -> tuple[Tensor, ...]:
         try:

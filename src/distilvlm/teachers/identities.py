@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 
 from distilvlm.data import Source, StageData
 from distilvlm.data.identity import LENGTH, Identity
-from distilvlm.models.files import sha256, write_whole
+from distilvlm.data.streams import content
+from distilvlm.models.files import write_whole
 
 VERSION = 1
 """Of what makes identities, beside the versions of packages."""
@@ -61,7 +62,7 @@ class _Kept:
             {
                 "version": VERSION,
                 "packages": {name: importlib.metadata.version(name) for name in ("distilvlm", "tokenizers")},
-                "file": sha256(source.spec.path),
+                "file": content(source.spec.path),
                 "format": source.spec.format,
                 "images": str(source.records.root),
                 "template": str(template.tokenizer.chat_template),

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from distilvlm.recipe.schema import OptimSpec
 
+from .rows import local
+
 
 def adamw(parameters: Mapping[str, Mapping[str, nn.Parameter]], spec: OptimSpec) -> torch.optim.AdamW:
     """AdamW over the parameters that train.
@@ -62,9 +64,10 @@ def rate_factor(spec: OptimSpec, update: int, updates: int) -> float:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors, `parameter name::state key`: it is kept as safetensors, not pickled."""
+    """The optimiser's state as named tensors, `parameter name::state key`: it is kept as safetensors, not pickled. Of
+    parameters that are split over processes, this one's rows."""
     return {
-        f"{name}::{key}": value
+        f"{name}::{key}": local(value)
         for parameter, name in names.items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -73,7 +76,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter,
 def load_state_tensors(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[nn.Parameter, str]
 ) -> None:
-    """Put `state_tensors` back.
+    """Put `state_tensors` back: of parameters that are split, the rows that are this process's now.
 
     Raises:
         ValueError: the tensors are not those of the parameters that train.
@@ -86,5 +89,9 @@ def load_state_tensors(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("::")
         parameter = by_name[name]
-        # AdamW keeps its step counter on the host, the moments beside the parameter.
-        optimizer.state[parameter][entry] = value.clone() if value.ndim == 0 else value.to(parameter.device).clone()
+        if value.ndim == 0:  # AdamW keeps its step counter on the host, the moments beside the parameter
+            optimizer.state[parameter][entry] = value.clone()
+            continue
+        state = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+        local(state).copy_(value)
+        optimizer.state[parameter][entry] = state

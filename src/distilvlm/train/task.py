@@ -62,6 +62,7 @@ class Task(nn.Module):
         teacher_head: the teacher's output head if a term needs it and it is here, [vocab_teacher, d_teacher].
         comparison: how the student is compared with encoders, where a term does so; its adapters are with the student.
         teacher_ids: length of the teacher's vocabulary, where no head tells it; None: at least the student's.
+        device: where it will run; default: where the student is.
 
     Raises:
         ValueError: the balance of experts is asked of a student without any.
@@ -74,6 +75,7 @@ class Task(nn.Module):
         teacher_head: Tensor | None,
         comparison: Comparison | None = None,
         teacher_ids: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.student = vlm.model
@@ -82,19 +84,21 @@ class Task(nn.Module):
         self.layout = vlm.layout
         self.objective = objective
         self.comparison = comparison
+        # Whether the language model's layers must get their gradients in one order, whatever a batch shows.
+        self.in_step = False
         if comparison is not None:
             comparison.install(self.student)
         found = adapters_of(self.student)
-        self._adapters = [] if found is None else list(found.parameters())
         self._unreached = self._never_reached(found)
+        device = device or self.student.device
         routed = [mixture for mixture in mixtures(self.student) if mixture.count > 1]
         self._uncounted: Tensor | None = None  # what no picture adds to the tally of the tower's experts
         if routed and self.vision_trains:
             shape = len(routed), routed[0].count + 3
-            self._uncounted = torch.zeros(shape, dtype=torch.float64, device=self.student.device)
+            self._uncounted = torch.zeros(shape, dtype=torch.float64, device=device)
         self.teacher_gram: Tensor | None = None
         self.student_gram: Tensor | None = None
-        self._build_grams(teacher_head, teacher_ids)
+        self._build_grams(teacher_head, teacher_ids, device)
         routers = routing.routers(self.student)
         self.top_k = {"routing": routers[0].top_k if routers else 0, "vision_routing": 1}  # experts that serve a token
         if objective.balance and not routers:
@@ -113,19 +117,18 @@ class Task(nn.Module):
                 "the stage's train, or set loss.expert_balance to 0"
             )
 
-    def _never_reached(self, adapters: Adapters | None) -> list[Tensor]:
+    def _never_reached(self, adapters: Adapters | None) -> list[nn.Module]:
         """What no term of this stage gives a gradient: adapters of teachers of other stages, and routers whose choice
-        is neither scaled nor balanced."""
-        found: list[Tensor] = []
+        is neither scaled nor balanced. As modules, since FSDP gives them other parameters."""
+        found: list[nn.Module] = []
         if adapters is not None:
             compared = adapters.teachers if self.comparison is not None else ()
-            found += [p for name, one in adapters.of.items() if name not in compared for p in one.parameters()]
+            found += [one for name, one in adapters.of.items() if name not in compared]
         if not self.objective.expert_balance:
-            routers = [one.router for one in mixtures(self.student) if one.router is not None and one.routing == "top1"]
-            found += [p for router in routers for p in router.parameters()]
+            found += [one.router for one in mixtures(self.student) if one.router is not None and one.routing == "top1"]
         return found
 
-    def _build_grams(self, teacher_head: Tensor | None, teacher_ids: int | None) -> None:
+    def _build_grams(self, teacher_head: Tensor | None, teacher_ids: int | None, device: torch.device) -> None:
         """Gram matrices of frozen heads, built once per stage (they make the relation loss cheap)."""
         if not self.objective.relation or isinstance(self.student, Alone):
             return
@@ -134,9 +137,9 @@ class Task(nn.Module):
         ours, theirs = compared_ids(self.objective.divergence, student_head.shape[0], ids)
         with torch.no_grad():
             if teacher_head is not None:
-                self.teacher_gram = gram(teacher_head[:theirs])
+                self.teacher_gram = gram(teacher_head[:theirs].to(device))
             if not student_head.requires_grad:
-                self.student_gram = gram(student_head[:ours])
+                self.student_gram = gram(student_head[:ours].to(device))
 
     def require_frozen_base(self) -> None:
         """Of a student with adaptors, what trains has a gradient, and nothing else has one; asked behind a backward.
@@ -185,6 +188,7 @@ class Task(nn.Module):
             seen: what encoders saw in the batch's pictures, where the student is compared with them.
         """
         tallies = {} if self._uncounted is None else {"vision_routing": self._uncounted}
+        idle = self._idle(batch) if self.training else None
         chosen: list[Choice] = []
         if features is None and batch.pictures is not None:
             with watched(self.student) as chosen:
@@ -193,13 +197,15 @@ class Task(nn.Module):
         if chosen and pictures is not None:
             tallies["vision_routing"] = tallied(chosen, pictures.shares(batch.weights) > 0)
         if self.objective.of_language:
-            outcome = self._of_language(batch, features, targets, rows, samples_in_update, agree, pictures, tallies)
+            outcome = self._of_language(
+                batch, features, targets, rows, samples_in_update, agree, pictures, tallies, idle
+            )
         elif pictures is not None:
             outcome = self.objective.of_pictures(pictures, batch.weights, samples_in_update)
         else:
             outcome = Outcome(batch.weights.new_zeros(()), {})
         loss = outcome.loss
-        if self.training and (idle := self._idle(batch)) is not None:
+        if idle is not None:
             loss = loss + idle
         terms = outcome.terms if pictures is not None else {**outcome.terms, **self._unseen(loss)}
         return {"loss": loss, "terms": terms, "routing": None, "vision_routing": None, **tallies}
@@ -227,17 +233,18 @@ class Task(nn.Module):
     def _idle(self, batch: Batch) -> Tensor | None:
         """A zero, connected to what trains and this batch does not reach. Without it DDP would wait for its gradient
         for ever, and a stage that trains nothing else would have nothing to differentiate."""
-        unreached: list[Tensor] = []
+        unreached: list[nn.Module] = []
         zero: Tensor | None = None
         if batch.owners is None and not batch.has_pictures:
             if isinstance(self.student, Alone) or not self.objective.of_language:
-                unreached += self.student.model.vision_tower.parameters()  # pyright: ignore
+                unreached.append(self.student.model.vision_tower)
             else:
                 zero = forward.idle_projector(self.student)
-            unreached += self._adapters
+            adapters = adapters_of(self.student)
+            unreached += [] if adapters is None else [adapters]
         else:
             unreached += self._unreached
-        sums = [parameter.sum() * 0.0 for parameter in unreached if parameter.requires_grad]
+        sums = [p.sum() * 0.0 for module in unreached for p in module.parameters() if p.requires_grad]
         if sums:
             zero = torch.stack(sums).sum() if zero is None else zero + torch.stack(sums).sum()
         return zero
@@ -252,10 +259,11 @@ class Task(nn.Module):
         agree: Agree,
         pictures: Pictures | None,
         tallies: dict[str, Tensor],
+        idle: Tensor | None,
     ) -> Outcome:
         """The terms that the language model is run for."""
         assert not isinstance(self.student, Alone)  # the schema refuses such a term
-        hidden, seen = self._hidden_states(batch, features)
+        hidden, seen = self._hidden_states(batch, features, idle if self.in_step else None)
         owners = batch.position_owners if seen else None
         if owners is not None:
             # Neither padding, nor stand-ins and idle batches.
@@ -280,12 +288,14 @@ class Task(nn.Module):
             paired=batch.paired,
         )
 
-    def _hidden_states(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, list[routing.Routing]]:
+    def _hidden_states(
+        self, batch: Batch, features: Tensor | None, idle: Tensor | None = None
+    ) -> tuple[Tensor, list[routing.Routing]]:
         """[lines, length, d], and where a sparse student's tokens went, layer by layer."""
         assert not isinstance(self.student, Alone)
         real = None if "padding" in self.objective.reference else batch.attention_mask.flatten().bool()
         with routing.watched(self.student, real) as seen:
-            return forward.hidden_states(self.student, self.layout, batch, features), seen
+            return forward.hidden_states(self.student, self.layout, batch, features, idle), seen
 
     @torch.no_grad()
     def moves(self, batch: Batch, features: Tensor | None, rows: Tensor) -> Tensor:

@@ -216,8 +216,9 @@ def test_two_models_are_compared_on_the_questions_they_share(
     answers[0]["details"]["score"] = 0.9  # one answer that is nearly right
     files[1].write_text("".join(json.dumps(one) + "\n" for one in answers[:-1]))
     found = compared(*files)
-    assert (found.a.n, found.b.n, found.alone) == (8, 8, 1)
-    assert found.b.main is not None and found.b.main.mean == pytest.approx(0.9 / 8)
+    assert ([one.n for one in found.each], found.alone) == ([8, 8], 1)
+    second = found.each[1].main
+    assert second is not None and second.mean == pytest.approx(0.9 / 8)
     other = tmp_path / "c.jsonl"
     ask_suite(vlm, replace(opened, prompt="Hm"), "square", Asking(out=other))
     with pytest.raises(DataError, match="prompt is"):

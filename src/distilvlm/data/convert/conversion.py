@@ -133,8 +133,8 @@ def convert(
     bad_file = None
     if bad:
         if on_bad_row == "fatal":
-            raise DataError(_listing(bad))
-        bad_file = _named(out, "bad")
+            raise DataError(listing(bad))
+        bad_file = named_beside(out, "bad")
     if not items:
         raise DataError(f"{source}: no row is left to write; left out: {_reasons(reading.left_out, len(bad))}")
     if one_per_picture:
@@ -150,13 +150,13 @@ def convert(
         raise DataError(
             f"hold_out={hold_out}: no picture of {len(_shown(items))} fell to the {side} side; take another"
         )
-    train_file, test_file = (_named(out, "train"), _named(out, "test")) if hold_out else (out, None)
+    train_file, test_file = (named_beside(out, "train"), named_beside(out, "test")) if hold_out else (out, None)
     files = {train_file: lines(train)}
     if test_file is not None:
         files[test_file] = lines(test)
     if bad_file is not None:
         files[bad_file] = b"".join(json.dumps(asdict(fault)).encode() + b"\n" for fault in bad)
-    write_whole(files, [_named(out, "bad")])
+    write_whole(files, [named_beside(out, "bad")])
     return Converted(
         train=train_file,
         test=test_file,
@@ -285,11 +285,13 @@ def _shown(items: Sequence[Item]) -> set[str]:
     return {name for item in items for name in item.images}
 
 
-def _named(out: Path, part: str) -> Path:
+def named_beside(out: Path, part: str) -> Path:
+    """NAME-part.jsonl beside NAME.jsonl."""
     return out.with_name(f"{out.stem}-{part}{out.suffix}")
 
 
-def _listing(bad: Sequence[Fault]) -> str:
+def listing(bad: Sequence[Fault]) -> str:
+    """What is said of rows that stop a conversion."""
     lines = [f"  {fault}" for fault in bad[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  ... and {len(bad) - SHOWN} more")

@@ -7,7 +7,7 @@ import io
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -28,19 +28,56 @@ class Store:
         Raises:
             ValueError: the bytes are no picture.
         """
-        digest = hashlib.sha256(content).hexdigest()[:32]
+        digest = _digest(content)
         if digest not in self._known:
-            path = self.directory / f"{digest}{_suffix(content)}"
+            path = self.directory / name_of(content)
             if not path.is_file() or path.stat().st_size != len(content):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".partial-{uuid.uuid4().hex[:12]}")
-                partial.write_bytes(content)
-                partial.replace(path)
+                _write(path, content)
             self._known[digest] = path.name
         return self._known[digest]
 
+    def keep_as(self, name: str, content: bytes) -> str:
+        """Write a picture under a name of its own, with its directories; returns the name.
 
-def _suffix(content: bytes) -> str:
+        It is kept by its content instead where the name leads out of the directory, or belongs to another picture.
+
+        Raises:
+            ValueError: the bytes are no picture.
+        """
+        suffix(content)
+        path, digest = self.directory / name, _digest(content)
+        if not _leads_inside(name) or self._known.setdefault(name, digest) != digest:
+            return self.keep(content)
+        if path.is_file() and path.read_bytes() != content:
+            return self.keep(content)
+        if not path.is_file():
+            _write(path, content)
+        return name
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{uuid.uuid4().hex[:12]}")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _leads_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and not {"\0", "\\", ":"} & {*name}
+
+
+def name_of(content: bytes) -> str:
+    """The name of a picture that is called by its content. Raises ValueError: the bytes are no picture."""
+    return f"{_digest(content)}{suffix(content)}"
+
+
+def suffix(content: bytes) -> str:
+    """What the name of a picture file ends with, by its content. Raises ValueError: it is none."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = image.format or ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distilvlm.data.convert.items import IMAGE_TOKEN, Item, Turn
+from distilvlm.data.problems import DataError
 
 
 def lines(items: Sequence[Item]) -> bytes:
@@ -67,3 +70,27 @@ def write_whole(files: Mapping[Path, bytes], stale: Sequence[Path]) -> None:
     finally:
         for written in partial.values():
             written.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Where to write what becomes `out`, a file or a directory, if nothing is raised; of anything else nothing is left.
+
+    Raises:
+        DataError: `out` is there already.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise DataError(f"{out} is there already: remove it, or name another (out)")
+    partial = out.with_name(f".partial-{uuid.uuid4().hex[:12]}-{out.name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        partial.replace(out)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)

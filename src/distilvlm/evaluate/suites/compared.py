@@ -1,9 +1,10 @@
-"""Two models' answers to the same questions side by side, from the files that asking them wrote."""
+"""Several models' answers to the same questions side by side, from the files that asking them wrote."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,40 +20,42 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Compared:
-    """Both evaluations, of the questions that both models answered, in one order."""
+    """Evaluations of the questions that all models answered, in one order."""
 
-    a: Evaluation
-    b: Evaluation
-    alone: int  # answers that only one of the files has
+    each: tuple[Evaluation, ...]  # in the order of the files
+    alone: int  # answers that not all of the files have
+    asked: Mapping[str, Any]  # what the files say was asked; nothing of rows of a user's own
 
 
-def compared(a: str | Path, b: str | Path) -> Compared:
-    """Read two files of answers; their figures and `report.difference` are of the questions that they share.
+def compared(*files: str | Path) -> Compared:
+    """Read files of answers; their figures and `report.difference` are of the questions that they share.
 
     Raises:
         DataError: they are of different suites or were asked otherwise (another prompt, say), or share no question.
         ValueError: a line that is no answer.
     """
-    told = _about(Path(a)), _about(Path(b))
-    for key in ("suite", "split", "prompt", "questions", "template", "shots"):
-        if told[0].get(key) != told[1].get(key):
-            raise DataError(
-                f"{a} and {b} answer different things: {key} is {told[0].get(key)!r} in one, {told[1].get(key)!r} in "
-                "the other; ask both models alike"
-            )
-    measures = _measure(Path(a), told[0]), _measure(Path(b), told[1])
-    if measures[0] != measures[1]:
-        raise DataError(f"{a} is measured by {measures[0].name}, {b} by {measures[1].name}")
-    each = [{_key(one): one for one in answered(file)} for file in (a, b)]
-    both = [key for key in each[0] if key in each[1]]
-    if not both:
-        raise DataError(f"{a} and {b} have no question in common")
-    alone = sum(len(answers) - len(both) for answers in each)
+    first, *others = [Path(file) for file in files]
+    about, measure = _about(first), _measure(first, _about(first))
+    for other in others:
+        told = _about(other)
+        for key in ("suite", "split", "prompt", "questions", "template", "shots"):
+            if about.get(key) != told.get(key):
+                raise DataError(
+                    f"{first} and {other} answer different things: {key} is {about.get(key)!r} in one, "
+                    f"{told.get(key)!r} in the other; ask both models alike"
+                )
+        if (its := _measure(other, told)) != measure:
+            raise DataError(f"{first} is measured by {measure.name}, {other} by {its.name}")
+    each = [{_key(one): one for one in answered(file)} for file in (first, *others)]
+    shared = [key for key in each[0] if all(key in answers for answers in each)]
+    if not shared:
+        raise DataError(f"{' and '.join(map(str, files))} have no question in common")
+    alone = sum(len(answers) - len(shared) for answers in each)
     if alone:
-        logger.warning("%d answers are to questions that only one of the files has, and are left out", alone)
-    by_picture = measures[0] is not CHOICES
-    first, second = (summed(tuple(one[key] for key in both), measures[0], by_picture) for one in each)
-    return Compared(first, second, alone)
+        logger.warning("%d answers are to questions that not all of the files have, and are left out", alone)
+    by_picture = measure is not CHOICES
+    found = (summed(tuple(one[key] for key in shared), measure, by_picture) for one in each)
+    return Compared(tuple(found), alone, about)
 
 
 def _key(one: Answered) -> tuple[Any, ...]:

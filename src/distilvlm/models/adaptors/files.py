@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from distilvlm.errors import readable
+
 from ..files import directory_whole, verify
 from ..fingerprint import fingerprint
 from . import adaptor as making
@@ -70,14 +72,15 @@ def load(host: Host, directory: str | Path, name: str | None = None, accept_othe
     facts = facts_of(directory)
     if problems := verify(directory):
         raise ValueError("the adaptor is damaged:\n  " + "\n  ".join(problems))
-    config = AdaptorConfig.from_json(facts["adaptor"])
-    _require_base(host, facts["base"], Path(directory), config.projector, accept_other_weights)
-    state = load_file(Path(directory) / WEIGHTS)
-    try:
-        made = making.from_state(host.base, config, state)
-    except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from error
-    return host.put(name or facts["name"], made)
+    with readable(directory):
+        config = AdaptorConfig.from_json(facts["adaptor"])
+        _require_base(host, facts["base"], Path(directory), config.projector, accept_other_weights)
+        state = load_file(Path(directory) / WEIGHTS)
+        try:
+            made = making.from_state(host.base, config, state)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
+        return host.put(name or facts["name"], made)
 
 
 def facts_of(directory: str | Path) -> dict[str, Any]:
@@ -85,7 +88,8 @@ def facts_of(directory: str | Path) -> dict[str, Any]:
     file = Path(directory) / CONFIG
     if not file.is_file():
         raise ValueError(f"{directory} is no adaptor: it has no {CONFIG}")
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    with readable(file):
+        facts: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
     if facts.get("format") != FORMAT:
         raise ValueError(f"{file} has format {facts.get('format')}, this version reads {FORMAT}: update distilvlm")
     return facts

@@ -1,0 +1,59 @@
+"""What all rows that are read on demand have in common: places in a file of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from distilvlm.storage import Reader
+
+TOGETHER = 4 * 2**20
+"""Bytes of rows that are read at once where they are read in order."""
+
+
+class Stored:
+    """Rows as places in text: row r is what stands in bytes bounds[r] ... bounds[r + 1] - 2 (a comma or a line break
+    follows).
+
+    Attributes:
+        files: what the rows come from, for people.
+        state: JSON-able: what a change shows in.
+        content: a hash of what the rows are.
+    """
+
+    files: tuple[str, ...]
+    reader: Reader
+    bounds: np.ndarray  # [rows + 1] int64
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, row: int) -> Any:
+        start, end = int(self.bounds[row]), int(self.bounds[row + 1]) - 1
+        return self.value(row, self.reader.read(start, end - start))
+
+    def stretch(self, start: int, stop: int) -> Iterator[Any]:
+        """The rows `start` ... `stop` - 1, read together."""
+        while start < stop:
+            first = int(self.bounds[start])
+            end = int(np.searchsorted(self.bounds, first + TOGETHER, side="right")) - 1
+            end = min(stop, max(end, start + 1))
+            text = self.reader.read(first, int(self.bounds[end]) - first)
+            for row in range(start, end):
+                yield self.value(row, text[int(self.bounds[row]) - first : int(self.bounds[row + 1]) - 1 - first])
+            start = end
+
+    def value(self, row: int, text: bytes) -> Any:
+        """The row that `text` is: any JSON value, or a `MalformedRow`. Raises DataError."""
+        raise NotImplementedError
+
+    def file_of(self, row: int) -> str:
+        """The file that messages name for a row, and its place there where the row's number doesn't tell."""
+        raise NotImplementedError
+
+    def blocks(self, rows: np.ndarray) -> np.ndarray:
+        """[rows] what of the storage each row is in: rows of a block are read together at little more than the cost of
+        one."""
+        raise NotImplementedError
