@@ -117,7 +117,7 @@ class Workers:
         )
         self._made: Any = iter(loader)
         if threading.current_thread() is threading.main_thread():
-            # Instead of torch's own, which raises wherever the main thread happens to be, in the middle of an update, too.
+            # Instead of torch's own, which raises wherever the main thread happens to be, also within an update.
             signal.signal(signal.SIGCHLD, self._died)
 
     def _died(self, number: int, frame: FrameType | None) -> None:

@@ -228,8 +228,8 @@ class StageSpec(Section):
     optim: OptimSpec
     order: Literal["random", "grouped", "shards"] = Field(
         default="random",
-        description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler); shards: shards in random "
-        "order, each read from front to back and shuffled nearby, for storage that is slow at random",
+        description="grouped: batches of one modality and similar length (LLaVA-1.5's sampler); shards: shards in "
+        "random order, each read from front to back and shuffled nearby, for storage that is slow at random",
     )
     max_length: int = Field(default=2048, gt=0, description="positions, visual tokens included; longer rows are cut")
     reference: list[Departure] = Field(
@@ -288,8 +288,8 @@ class MachineSpec(Section):
     gradient_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp",
-        description="of several processes, each holds the whole student (ddp), or its rows of all weights, gradients and "
-        "moments (fsdp: FSDP2)",
+        description="of several processes, each holds the whole student (ddp), or its rows of all weights, gradients "
+        "and moments (fsdp: FSDP2)",
     )
     offload: bool = Field(
         default=False, description="with parallel: fsdp, these rows wait in the CPU's memory, where AdamW runs, too"
