@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distilvlm.cost import estimate
 from tests.golden_cases import Golden, find
 
 # Some tests fork, and a child waits for ever for OpenMP threads that only its parent has: none are started here. Models
@@ -27,16 +28,18 @@ def keep_log_level() -> Iterator[None]:
     logger.setLevel(level)
 
 
-@pytest.fixture(autouse=True)
-def no_estimate_before_a_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def no_estimate_before_a_run() -> Iterator[None]:
     """An estimate takes seconds, a run here a fraction of one; tests of estimates ask for the fixture `estimates`."""
-    if "estimates" not in request.fixturenames:
-        monkeypatch.setattr("distilvlm.runs.expense.estimate", lambda *_, **__: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distilvlm.runs.expense.estimate", lambda *_, **__: [])
+        yield
 
 
 @pytest.fixture
-def estimates() -> None:
+def estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this test estimate their cost."""
+    monkeypatch.setattr("distilvlm.runs.expense.estimate", estimate)
 
 
 def asked_for(config: pytest.Config) -> Golden:
