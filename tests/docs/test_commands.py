@@ -22,11 +22,7 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 # Programs of others that pages name, whose options are not ours to check.
 OTHERS = {
     "source", "export", "openssl", "ssh", "curl", "vllm", "pip", "mkdir", "cd", "git", "npx", "llama-server", "docker",
-<<<<<<< ours
     "lm_eval", "scontrol", "[",
-=======
-    "scontrol", "[",
->>>>>>> theirs
 }  # fmt: skip
 
 
