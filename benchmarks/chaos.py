@@ -205,7 +205,7 @@ def writes(options: argparse.Namespace, directory: Path, server: Server) -> list
     count = len(server.finish(recipe, directory / "undisturbed", how="once"))
     expected = weights(directory / "undisturbed")
     rows: list[dict[str, object]] = []
-    for how in ("once", "full", "kill"):
+    for how in options.how:
         began, stopped = time.monotonic(), 0
         for number in range(1, count + 1, options.every):
             run = directory / f"{how}-{number}"
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--torchrun", action="store_true", help="start as a user does instead of forking")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--writes", action="store_true", help="let writes fail instead")
+    parser.add_argument("--how", nargs="+", choices=("once", "full", "kill"), default=("once", "full", "kill"))
     parser.add_argument("--every", type=int, default=1, help="of the writes, try one in so many")
     parser.add_argument("--remark", default="", help="stands behind the machine's name, e.g. what else it was doing")
     parser.add_argument("--append", action="store_true", help="add rows to the file instead of replacing it")

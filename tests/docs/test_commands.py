@@ -22,8 +22,7 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 # Programs of others that pages name, whose options are not ours to check.
 OTHERS = {
     "source", "export", "openssl", "ssh", "curl", "vllm", "pip", "mkdir", "cd", "git", "npx", "llama-server", "docker",
-    "test", "exit", "scontrol",
-    "lm_eval",
+    "lm_eval", "scontrol", "test", "exit",
 }  # fmt: skip
 
 

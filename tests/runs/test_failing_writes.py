@@ -69,8 +69,9 @@ def test_a_failing_write_loses_nothing(
 ) -> None:
     expected, writes = undisturbed
     numbers = kinds(writes)
-    # In the log, the checkpoint, the finished stage and the finished model.
+    # In what is known of the data, the log, the checkpoint, the finished stage and the finished model.
     chosen: list[tuple[str, How]] = [
+        ("write /data/HASH.json", "kill"),
         ("write /events.jsonl", "full"),
         ("safetensors /stages/00-sft/checkpoints/00000001/optimizer.safetensors", "once"),
         ("write /stages/00-sft/final/manifest.json", "kill"),

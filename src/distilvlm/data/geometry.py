@@ -6,7 +6,6 @@ same pixels of the same picture.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Iterator
@@ -81,8 +80,8 @@ def content(path: str) -> str:
     Raises:
         PictureError: it can't be read.
     """
-    with _readable(path), storage.opened(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with _readable(path):
+        return storage.digest(path)
 
 
 def decode(path: str) -> Image.Image:

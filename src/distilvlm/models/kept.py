@@ -6,7 +6,6 @@ STORE/        shards of a picture's tensors under the SHA-256 of its file, as sh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -254,8 +253,7 @@ def digest(path: str, seen: Seen) -> str:
     found = storage.state(key)
     entry = seen.get(key)
     if entry is None or tuple(entry[:2]) != found:
-        with storage.opened(key) as stream:
-            entry = seen[key] = (*found, hashlib.file_digest(stream, "sha256").hexdigest())
+        entry = seen[key] = (*found, storage.digest(key))
     return entry[2]
 
 

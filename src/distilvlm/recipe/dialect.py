@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -43,9 +44,9 @@ for _kind in (_Loader, _Dumper):
 
 def parse(text: str) -> Any:
     """One YAML document. Raises `yaml.YAMLError`, also for what PyYAML itself stumbles over."""
-    loader = _Loader(text)
+    loader: Any = _Loader(text)  # its types are unknown
     try:
-        node: Any = loader.get_single_node()
+        node = loader.get_single_node()
         if node is None:
             return None
         if _size(node, {}) > MOST:
@@ -64,7 +65,8 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        value: Any = node.value
+        inner: list[yaml.Node] = [*chain(*value)] if isinstance(node, yaml.MappingNode) else value
         known[id(node)] = 1 + sum(_size(part, known) for part in inner)
     return known[id(node)]
 

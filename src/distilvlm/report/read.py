@@ -191,7 +191,8 @@ def read_run(directory: Path, name: str | None = None) -> Run:
         cost=_optional(place.path / "cost.json", CostFile),
         importance=_optional(place.path / "importance.json", ImportanceFile),
         manifest=_optional(place.model / MANIFEST, Manifest),
-        checks=[json_object(file) for file in sorted((place.path / "data").glob("*.json"))],
+        # Without what a kill has left half-written, under names with a dot.
+        checks=[json_object(file) for file in sorted((place.path / "data").glob("[!.]*.json"))],
         quarantine=[row for file in sorted(place.path.glob("quarantine*.jsonl")) for row in _lines(file, Quarantined)],
     )
 

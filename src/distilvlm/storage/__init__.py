@@ -1,6 +1,6 @@
 """Bytes wherever they lie: in files of this machine, in objects of a store (fsspec), and in parts of either."""
 
-from distilvlm.storage.inside import Window, cell, embedded, is_inside, member, opened, state
+from distilvlm.storage.inside import Window, cell, digest, is_inside, member, opened, state
 from distilvlm.storage.kept import Kept, found, keep
 from distilvlm.storage.reader import Held, Reader, is_remote, matching, stand
 
@@ -10,7 +10,7 @@ __all__ = [
     "Reader",
     "Window",
     "cell",
-    "embedded",
+    "digest",
     "found",
     "is_inside",
     "is_remote",

@@ -8,9 +8,11 @@ Each has an address that stands wherever the path of a picture file stands, and 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Protocol
@@ -51,6 +53,15 @@ def opened(path: str) -> BinaryIO:
     if found := _CELL.fullmatch(path):
         return io.BytesIO(_groups.picture(found[3], found[4], int(found[1]), int(found[2])))
     raise FileNotFoundError(f"{path}: no address of a picture")
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a picture's bytes, hexadecimal. Raises OSError."""
+    found = hashlib.sha256()
+    with opened(path) as stream:
+        while block := stream.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def state(path: str) -> tuple[int, int]:
@@ -104,18 +115,18 @@ class _Groups:
 
     def picture(self, file: str, column: str, row: int, position: int) -> bytes:
         opened, ends = self._file(file)
-        group = next((number for number, end in enumerate(ends) if row < end), None)
-        if group is None:
+        group = bisect_right(ends, row)
+        if group == len(ends):
             raise OSError(f"{file} has no row {row}: it has changed")
         start = ends[group - 1] if group else 0
         key = (file, *reader(file).stand, column, group)
-        table = self.groups.pop(key, None)
-        if table is None:
-            table = opened.read_row_group(group, columns=[column]).column(column)
-        self.groups[key] = table
-        while len(self.groups) > 1 and sum(one.nbytes for one in self.groups.values()) > HELD:
-            self.groups.popitem(last=False)
-        return embedded(table[row - start].as_py(), position)
+        if key in self.groups:
+            self.groups.move_to_end(key)
+        else:
+            self.groups[key] = opened.read_row_group(group, columns=[column]).column(column)
+            while len(self.groups) > 1 and sum(one.nbytes for one in self.groups.values()) > HELD:
+                self.groups.popitem(last=False)
+        return embedded(self.groups[key][row - start].as_py(), position)
 
     def _file(self, name: str) -> tuple[Any, list[int]]:
         import pyarrow.parquet as pq

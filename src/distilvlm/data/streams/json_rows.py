@@ -64,10 +64,6 @@ class JsonRows(Stored):
         return len(self.bounds) - 1
 
     @property
-    def state(self) -> list[Any]:
-        return self.reader.stand
-
-    @property
     def content(self) -> str:
         """SHA-256 of the file."""
         if self._content is None:
@@ -143,7 +139,8 @@ class JsonRows(Stored):
         return bounds, none, faulty
 
     def _lines(self) -> tuple[np.ndarray, np.ndarray]:
-        ends = np.concatenate([*lines(self.reader.blocks(self.start), self.start), [self.reader.stand[0]]])
+        breaks = list(lines(self.reader.blocks(self.start), self.start))
+        ends = np.append(np.concatenate(breaks), self.reader.stand[0])
         bounds = np.concatenate([[self.start], ends + 1]).astype(np.int64)
         # A blank line is no row. Whatever begins with space is looked at; the others are many.
         blank = np.zeros(len(bounds) - 1, np.bool_)
@@ -158,9 +155,8 @@ class JsonRows(Stored):
         blank[place:] = True  # the file ends with a line break
         rows = np.flatnonzero(~blank)
         before = np.searchsorted(rows, np.flatnonzero(blank))  # rows before each blank line
-        starts = bounds[rows]
-        last = bounds[rows[-1] + 1] if len(rows) else self.start + 1
-        return np.concatenate([starts, [last]]).astype(np.int64), before.astype(np.int64)
+        last = int(bounds[rows[-1] + 1]) if len(rows) else self.start + 1
+        return np.append(bounds[rows], last).astype(np.int64), before.astype(np.int64)
 
     def _line(self, place: int) -> int:
         """The number of the line that a place is in."""

@@ -58,12 +58,16 @@ class Shards(Stored):
         kept = [indexing(name) for name in self.files]
         self._parts = [_Part(Reader(one.text), one.arrays["bounds"], one.arrays["blocks"]) for one in kept]
         self._starts = np.cumsum([0, *(len(part.bounds) - 1 for part in self._parts)])
-        self.state = [[name, *one.about["stand"]] for name, one in zip(names, kept, strict=True)]
-        self.content = hashlib.sha256(json.dumps(self.state).encode()).hexdigest()
-        self._blocks = np.cumsum([0, *(int(part.blocks.max(initial=0)) + 1 for part in self._parts)])
+        stands = [[name, *one.about["stand"]] for name, one in zip(names, kept, strict=True)]
+        self._content = hashlib.sha256(json.dumps(stands).encode()).hexdigest()
+        self._blocks = np.cumsum([0, *(int(part.groups.max(initial=0)) + 1 for part in self._parts)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def content(self) -> str:
+        return self._content
 
     def __getitem__(self, row: int) -> Any:
         part, own = self._of(row)
@@ -86,7 +90,7 @@ class Shards(Stored):
         found = self._blocks[numbers]
         for number in np.unique(numbers):
             own = numbers == number
-            found[own] += self._parts[number].blocks[rows[own] - self._starts[number]]
+            found[own] += self._parts[number].groups[rows[own] - self._starts[number]]
         return found
 
     def _number(self, row: int) -> int:
@@ -100,8 +104,8 @@ class Shards(Stored):
 class _Part(Stored):
     """What is kept of one shard."""
 
-    def __init__(self, reader: Reader, bounds: np.ndarray, blocks: np.ndarray) -> None:
-        self.reader, self.bounds, self.blocks = reader, bounds, blocks
+    def __init__(self, reader: Reader, bounds: np.ndarray, groups: np.ndarray) -> None:
+        self.reader, self.bounds, self.groups = reader, bounds, groups
 
     def value(self, row: int, text: bytes) -> Any:
         return json.loads(text)

@@ -19,13 +19,16 @@ class Stored:
 
     Attributes:
         files: what the rows come from, for people.
-        state: JSON-able: what a change shows in.
-        content: a hash of what the rows are.
     """
 
     files: tuple[str, ...]
     reader: Reader
     bounds: np.ndarray  # [rows + 1] int64
+
+    @property
+    def content(self) -> str:
+        """A hash of what the rows are."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
