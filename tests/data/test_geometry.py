@@ -69,6 +69,14 @@ def test_what_is_no_picture_is_named(tmp_path, monkeypatch):
         geometry.canvas(Image.new("RGB", (1, 300)), "pad", 16)
 
 
+def test_a_program_under_a_picture_s_name_is_not_run(tmp_path):
+    """Pillow would hand EPS to Ghostscript."""
+    noise(8, 8).save(tmp_path / "drawn.png", "EPS")
+    assert Image.open(tmp_path / "drawn.png").format == "EPS"
+    with pytest.raises(PictureError, match="cannot identify image file"):
+        geometry.header(str(tmp_path / "drawn.png"))
+
+
 def augmented(spec: Augmentation, *key: int) -> np.ndarray:
     return np.asarray(geometry.augment(noise(30, 20), spec, geometry.augmentation_rng(*key)))
 

@@ -6,6 +6,7 @@ same pixels of the same picture.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Iterator
@@ -206,10 +207,17 @@ def _sized(image: Image.Image, pixels: int) -> tuple[int, int]:
     return width, height
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """All that Pillow reads but EPS, a program, for which it would start Ghostscript."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name != "EPS")
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     if not storage.is_inside(path):
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             yield image
         return
     with storage.opened(path) as stream, _image(stream) as image:
@@ -218,7 +226,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
 
 def _image(stream: BinaryIO) -> Image.Image:
     try:
-        return Image.open(stream)
+        return Image.open(stream, formats=_formats())
     except Image.UnidentifiedImageError:  # which would name an object's place in memory
         raise PictureError("cannot identify image file") from None
 
