@@ -18,6 +18,7 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 
 from distilvlm.data.batch import SampleKey
+from distilvlm.data.geometry import Geometry
 from distilvlm.data.markers import place
 from distilvlm.data.records import IMAGE_TOKEN, Record, Turn
 from distilvlm.evaluate import answer
@@ -54,7 +55,8 @@ class Student(lmms):
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._vlm = load(path, dtype).use(workflow).to(torch.device(where))
-        self._geometry, self._template = geometry_of(path), template
+        self._geometry: Geometry = geometry_of(path)
+        self._template = template
         self._batch_size = int(batch_size)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -66,14 +67,11 @@ def routes(desk: Desk) -> APIRouter:
     async def complete(wanted: TextRequest, http: HttpRequest) -> Any:
         """Continue a text as it stands, without a template."""
         _require_consistent(wanted)
-        prompt = wanted.prompt
-        if not isinstance(prompt, str) and not isinstance(prompt[0], int):
-            prompt = prompt[0]  # of the only request
 
         def made() -> Request:
             return Request(
                 model=wanted.model,
-                prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+                prompt=_only(wanted.prompt),
                 echo=bool(wanted.echo),
                 max_tokens=wanted.max_tokens or DEFAULT_TOKENS,
                 logprobs=wanted.logprobs,
@@ -83,6 +81,13 @@ def routes(desk: Desk) -> APIRouter:
         return await desk.answer(http, wanted.model, made, TextForm(wanted.model), *_streaming(wanted))
 
     return router
+
+
+def _only(prompt: Sequence[Any]) -> str | tuple[int, ...]:
+    """The one text, or the ids of the one text, alone or as a list's only element."""
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(prompt) if isinstance(prompt[0], int) else _only(prompt[0])
 
 
 def _conversation(wanted: ChatRequest, desk: Desk) -> tuple[tuple[Message, ...], tuple[Image.Image, ...]]:

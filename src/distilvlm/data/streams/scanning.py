@@ -21,6 +21,9 @@ _TABLE = bytes(_MEANING)
 
 SPACE = b" \t\r\n"
 
+PIECE = 2**20
+"""Bytes that are looked at together: what is made of them stays in a processor's cache."""
+
 
 @dataclass
 class ListScan:
@@ -51,17 +54,18 @@ class ListScan:
         self.place += len(block)
 
     def _scan(self, block: bytes) -> None:
-        meaning = np.frombuffer(block.translate(_TABLE), np.uint8)
+        meaning = np.frombuffer(bytearray(block.translate(_TABLE)), np.uint8)
+        self._unescape(meaning)
         places = np.flatnonzero(meaning)
         kinds = meaning[places]
-        kinds, places = self._unescaped(kinds, places, len(block))
         quotes = kinds == QUOTE
-        # Of every character: how many quotes stand before it, itself included; odd: it is in a text.
-        count = np.cumsum(quotes) + self._in_text
-        self._in_text = bool(count[-1] % 2) if len(count) else self._in_text
-        shapes = ~quotes & (count % 2 == 0)
+        # Of every character: whether the quotes up to it, itself included, are odd: it is in a text.
+        within = np.logical_xor.accumulate(quotes) ^ self._in_text
+        self._in_text = bool(within[-1]) if len(within) else self._in_text
+        shapes = np.flatnonzero(~quotes & ~within)
         kinds, places = kinds[shapes], places[shapes]
-        depth = self._depth + np.cumsum((kinds == OPEN).astype(np.int64) - (kinds == CLOSE))
+        steps = (kinds == OPEN).astype(np.int8) - (kinds == CLOSE).astype(np.int8)
+        depth = self._depth + np.cumsum(steps, dtype=np.int32)
         closed = np.flatnonzero(depth <= 0)
         if len(closed):
             last = int(closed[0])
@@ -74,32 +78,33 @@ class ListScan:
             begins[0] = True  # the list's own bracket
         self.bounds.append(self.place + places[begins] + 1)
 
-    def _unescaped(self, kinds: np.ndarray, places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is left without backslashes, and quotes that they make text."""
-        slashes = places[kinds == BACKSLASH]
+    def _unescape(self, meaning: np.ndarray) -> None:
+        """Take backslashes out, and quotes that they make text."""
+        slashes = np.flatnonzero(meaning == BACKSLASH)
+        carried, self._backslashes = self._backslashes, 0
+        if carried % 2 and meaning[0] == QUOTE:
+            meaning[0] = 0
         if not len(slashes):
-            if self._backslashes % 2 and len(places) and places[0] == 0 and kinds[0] == QUOTE:
-                kinds, places = kinds[1:], places[1:]
-            self._backslashes = 0
-            return kinds, places
+            return
         first = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)  # of every run of backslashes
         lengths = np.diff(first, append=len(slashes))
         ends = slashes[first] + lengths  # the place behind each run
         if slashes[0] == 0:
-            lengths[0] += self._backslashes
-        elif self._backslashes:
-            ends, lengths = np.concatenate([[0], ends]), np.concatenate([[self._backslashes], lengths])
-        self._backslashes = int(lengths[-1]) if ends[-1] == size else 0
-        escaped = np.isin(places, ends[lengths % 2 == 1], assume_unique=True) & (kinds == QUOTE)
-        kept = (kinds != BACKSLASH) & ~escaped
-        return kinds[kept], places[kept]
+            lengths[0] += carried
+        if ends[-1] == len(meaning):
+            self._backslashes = int(lengths[-1])
+            ends, lengths = ends[:-1], lengths[:-1]
+        escaped = ends[lengths % 2 == 1]
+        meaning[escaped[meaning[escaped] == QUOTE]] = 0
+        meaning[slashes] = 0
 
 
 def list_rows(blocks: Iterable[bytes], start: int) -> ListScan:
     """The rows of a list that begins (with its bracket) at `start`, where `blocks` begins."""
     scan = ListScan(start)
     for block in blocks:
-        scan.take(block)
+        for place in range(0, len(block), PIECE):
+            scan.take(block[place : place + PIECE])
     return scan
 
 
