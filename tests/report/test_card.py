@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from distilvlm.export import export
 from distilvlm.models.files import verify
 from distilvlm.report import write_report
-from distilvlm.report.card import MADE, card
+from distilvlm.report.card import MADE, card, made
 from distilvlm.report.read import ReportError, Run, read, read_run
 
 
@@ -92,3 +93,11 @@ def test_the_report_writes_it_and_leaves_what_somebody_made_theirs(run: Run) -> 
     assert "# My" in file.read_text()
     found = read(run.path)
     assert isinstance(found, Run)
+
+
+def test_an_export_s_card_tells_what_the_run_tells(run: Run, tmp_path: Path) -> None:
+    answered(run)
+    assert export(str(run.path / "model"), "hf", tmp_path / "out", tokens=2).passed
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "from_pretrained(" in text and all(line in text for line in made(run))
+    assert ModelCard(text).data.eval_results

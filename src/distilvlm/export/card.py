@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from distilvlm.data.geometry import Geometry
 from distilvlm.models.parts import sizes
 from distilvlm.models.vlm import VLM
+from distilvlm.report.card import made, metadata
+from distilvlm.report.read import Run, read_run
 
 from .hugging_face import SERVED_TOWERS
 from .parity import Parity
@@ -21,13 +24,24 @@ _GEOMETRY: dict[Geometry, str] = {
 
 
 def card(vlm: VLM, source: str, geometry: Geometry, check: Parity) -> str:
-    """The card's text; what is not known of a model (licence, training data) is left for its author to say."""
+    """The card's text. Of a run's student it has all that the run tells (data, licences, training, evaluation); what is
+    not known of any other model is left for its author to say.
+
+    Raises:
+        ReportError: a file of the run is damaged.
+    """
     config: Any = vlm.model.config
     text, vision = config.get_text_config(), config.vision_config
     name = name_of(source)
     total, active = sizes(vlm.model)
-    bases = [base for part in (text, vision) if (base := _hub_id(part)) is not None]
-    base = f"base_model: {json.dumps(bases)}\n" if bases else ""
+    run = _run_of(source)
+    if run is None:
+        bases = [base for part in (text, vision) if (base := _hub_id(part)) is not None]
+        tags = ["llava", "vision-language", "distilvlm"]
+        kind = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": tags}
+        told, rest = ModelCardData(base_model=bases or None, **kind), ""
+    else:
+        told, rest = metadata(run), "\n" + "\n".join(made(run)) + "\n"
     per_token = "" if total == active else f", of which {active:,} serve one token"
     served = (
         "vLLM and SGLang: its class and the names of its tensors are those of published LLaVA checkpoints."
@@ -35,10 +49,8 @@ def card(vlm: VLM, source: str, geometry: Geometry, check: Parity) -> str:
         else f"vLLM has no '{vision.model_type}' as the tower of a LLaVA: it is served by transformers or distilvlm."
     )
     return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [llava, vision-language, distilvlm]
-{base}---
+{told.to_yaml()}
+---
 
 # {name}
 
@@ -65,7 +77,14 @@ print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_to
 Beside transformers: {served}
 
 Checked against the student as distilvlm runs it: {check.lines()[0].partition(": ")[2]}. `parity.json` has it all.
-"""
+{rest}"""
+
+
+def _run_of(source: str) -> Run | None:
+    """The run that has made a student, where it lies in one."""
+    path = Path(source).expanduser().resolve()
+    within = path.name == "model" and (path.parent / "recipe.yaml").is_file()
+    return read_run(path.parent) if within else None
 
 
 def name_of(source: str) -> str:

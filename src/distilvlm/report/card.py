@@ -49,10 +49,24 @@ def write_card(run: Run) -> Path | None:
 
 def card(run: Run) -> str:
     """The card of a finished run's student."""
+    recipe = run.recipe
+    text = [
+        f"---\n{metadata(run).to_yaml()}\n---\n",
+        MADE,
+        "",
+        f"# {run.name}\n",
+        recipe.description.strip() or _WHAT[recipe.student.encoder_alone],
+        "",
+    ]
+    return "\n".join([*text, *made(run), ""])
+
+
+def metadata(run: Run) -> ModelCardData:
+    """What hubs read of the run's student."""
     recipe, found = run.recipe, results(run)
     alone = recipe.student.encoder_alone
     stock = not any(stage.spec.inserts is not None for stage in run.stages)
-    metadata = ModelCardData(
+    return ModelCardData(
         license=recipe.licence,
         base_model=bases(recipe) or None,
         datasets=[spec.path for spec in recipe.data.values() if _hub_id(spec.path)] or None,
@@ -62,15 +76,6 @@ def card(run: Run) -> str:
         model_name=run.name,
         eval_results=[_eval_result(one, alone) for one in found] or None,
     )
-    text = [
-        f"---\n{metadata.to_yaml()}\n---\n",
-        MADE,
-        "",
-        f"# {run.name}\n",
-        recipe.description.strip() or _WHAT[alone],
-        "",
-    ]
-    return "\n".join([*text, *made(run), ""])
 
 
 def made(run: Run) -> list[str]:
