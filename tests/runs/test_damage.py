@@ -103,6 +103,14 @@ def test_a_damaged_recipe_says_how_to_put_it_back(copy: tuple[Path, Path]) -> No
             run(recipe, directory=directory)
 
 
+def test_who_taught_a_run_must_be_readable(tmp_path: Path) -> None:
+    place = RunDirectory(tmp_path)
+    place.claim_teacher("model a")
+    spoil(place.teacher)
+    with pytest.raises(RunError, match="is damaged: remove it if this run began with model a, which answers now"):
+        place.claim_teacher("model a")
+
+
 def test_a_log_that_lost_its_end_is_cut_at_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "events.jsonl"
     events = Events(path, keep=0)
