@@ -80,9 +80,9 @@ def test_encoders_are_measured_and_models_asked(
     assert rows["features"]["predict-the-mean"].main.mean == 1
 
     table = (out / "table.md").read_text()
-    count = results.sizes["distilled"].parameters
+    count = results.facts["distilled"].parameters
     assert "| probe, 15 questions on 15 pictures, linear probe accuracy in % | encoder | seed 0 |" in table
-    assert f"| distilled | {count:,} |" in table and count > results.sizes["frozen"].parameters
+    assert f"| distilled | {count:,} |" in table and count > results.facts["frozen"].parameters
     assert table.count("| distilled − frozen |") == 3 and table.count("| distilled − predict-the-mean |") == 1
     assert "feature error relative to the mean's in % (lower is better)" in table
 

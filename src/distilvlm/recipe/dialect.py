@@ -73,4 +73,5 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 def render(tree: Any) -> str:
     """YAML that `parse` reads back to an equal tree, keys in the given order."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    dumped: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)  # pyright: ignore
+    return dumped
