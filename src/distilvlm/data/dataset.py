@@ -37,7 +37,6 @@ REMEMBERED = 65_536
 FeatureReader = Callable[[str], Tensor]
 """Path of a picture to its kept features, [placeholders, d_vision]."""
 
-
 SeenReader = Callable[[str], dict[str, Tensor]]
 """Path of a picture to what encoders saw in it, by name; each tensor is of one picture."""
 
