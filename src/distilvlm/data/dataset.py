@@ -21,8 +21,9 @@ from distilvlm.data.geometry import GREY, PictureError
 from distilvlm.data.identity import Identity, identify
 from distilvlm.data.inspection import image_field, inspect
 from distilvlm.data.pictures import NoText
+from distilvlm.data.preferences import of_side
 from distilvlm.data.problems import DataError, RowError
-from distilvlm.data.readers import NAMES, Source
+from distilvlm.data.readers import Source, one_kind
 from distilvlm.data.records import Preferences, Record
 from distilvlm.data.report import DataReport
 from distilvlm.data.sample import Sample, joined, stand_in
@@ -35,7 +36,6 @@ REMEMBERED = 65_536
 
 FeatureReader = Callable[[str], Tensor]
 """Path of a picture to its kept features, [placeholders, d_vision]."""
-
 
 SeenReader = Callable[[str], dict[str, Tensor]]
 """Path of a picture to what encoders saw in it, by name; each tensor is of one picture."""
@@ -124,7 +124,7 @@ class StageData(Dataset[Sample]):
         self.identifies = identifies
         self.encoder_size = encoder_size
         self.seen_reader = seen_reader
-        self.preferences: Preferences | None = _one_kind(self.sources)
+        self.preferences: Preferences | None = one_kind(self.sources)
         self.reference_reader: ReferenceReader | None = None
         width = 1 if self.preferences is None else 2
         # Of each source [records, sequences], 0: not known. A check meets every sample, for millions of which a
@@ -192,7 +192,7 @@ class StageData(Dataset[Sample]):
         try:
             return self._encode(index, record)
         except RowError as error:
-            raise _of_side(error, record, "chosen") from None
+            raise of_side(error, record, "chosen") from None
 
     def sequences(self, index: int) -> tuple[Encoded, ...]:
         """Tokens and labels of a sample's sequence, or of both of a preference. Raises `RowError`."""
@@ -205,7 +205,7 @@ class StageData(Dataset[Sample]):
         try:
             second = self._encode(index, record.rejected())
         except RowError as error:
-            raise _of_side(error, record, "rejected") from None
+            raise of_side(error, record, "rejected") from None
         if first.input_ids.equal(second.input_ids):
             where = f"the first {self.max_length} positions" if first.cut else "tokens"
             raise RowError("rejected", f"nothing to learn: chosen and rejected are the same in {where}")
@@ -338,7 +338,8 @@ class StageData(Dataset[Sample]):
                 pictures = pictures if features is None else None
             return self.assemble(index, pictures, features, canvases, self._seen(record), theirs)
         except (RowError, PictureError) as error:
-            problem = BadRow(record.key, *_field_and_reason(error))
+            told = (error.field, error.reason) if isinstance(error, RowError) else ("image", str(error))
+            problem = BadRow(record.key, *told)
             if self.on_bad_row == "fatal":
                 raise DataError(f"data '{record.key.source}', {problem}") from error
             return stand_in(record, self.placeholders, (problem,), referred=self.reference_reader is not None)
@@ -492,24 +493,6 @@ class StageData(Dataset[Sample]):
                 f"{source.spec.path}: one rated answer alone can't be learned from, because the answer of another row "
                 "is needed to tell how far the student has moved: add rows"
             )
-
-
-def _one_kind(sources: Sequence[Source]) -> Preferences | None:
-    kinds: dict[Preferences | None, Source] = {source.preferences: source for source in sources if len(source.records)}
-    if len(kinds) > 1:
-        told = " and ".join(f"'{source.name}' of {NAMES[kind]}" for kind, source in kinds.items())
-        raise DataError(f"a stage trains on data of one kind, but there is {told}: give each a stage of its own")
-    return next(iter(kinds), None)
-
-
-def _of_side(error: RowError, record: Record, side: str) -> RowError:
-    """A pair's error says on which side."""
-    is_pair = record.preferences == "pairs" and error.field == "conversation"
-    return RowError(side, error.reason) if is_pair else error
-
-
-def _field_and_reason(error: RowError | PictureError) -> tuple[str, str]:
-    return (error.field, error.reason) if isinstance(error, RowError) else ("image", str(error))
 
 
 def _rows(source: Source) -> np.ndarray:

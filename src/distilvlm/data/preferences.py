@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distilvlm.data.problems import RowError
-from distilvlm.data.records import Preferences
+from distilvlm.data.records import Preferences, Record
 from distilvlm.data.turns import Draft, Form, Placed, conversation, kind
 
 PROMPTS = ("prompt", "conversations", "messages")
@@ -140,3 +140,9 @@ def _turns(row: dict[str, Any], key: str, form: Form, speaker: int) -> Placed:
         keys = _TURN[form]
         return [(key, {keys[0]: keys[speaker], keys[1]: given})]
     raise RowError(key, f"is {kind(given)}, not text, a turn or a list of turns")
+
+
+def of_side(error: RowError, record: Record, side: str) -> RowError:
+    """A pair's error says on which side."""
+    is_pair = record.preferences == "pairs" and error.field == "conversation"
+    return RowError(side, error.reason) if is_pair else error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,12 @@ def _detect(value: dict[str, Any], path: str, name: str) -> Form:
         f"with answers, only {sorted(map(str, value))}; set data.{name}.format, or convert the file "
         "(distilvlm data convert)"
     )
+
+
+def one_kind(sources: Sequence[Source]) -> Preferences | None:
+    """What the records of a stage's sources are. Raises DataError where some are and others are not."""
+    kinds: dict[Preferences | None, Source] = {source.preferences: source for source in sources if len(source.records)}
+    if len(kinds) > 1:
+        told = " and ".join(f"'{source.name}' of {NAMES[kind]}" for kind, source in kinds.items())
+        raise DataError(f"a stage trains on data of one kind, but there is {told}: give each a stage of its own")
+    return next(iter(kinds), None)
