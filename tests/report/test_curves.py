@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,7 +12,19 @@ import pytest
 
 from distilvlm.recipe import LossSpec
 from distilvlm.report.axes import Axis, fitted, labels, linear_ticks, reading
-from distilvlm.report.curves import POINTS, Line, chart, smoothed, stage_charts, thinned
+from distilvlm.report.curves import (
+    LEFT,
+    LETTER,
+    POINTS,
+    RIGHT,
+    WIDTH,
+    Line,
+    chart,
+    grid,
+    smoothed,
+    stage_charts,
+    thinned,
+)
 from distilvlm.report.formats import Update
 from distilvlm.report.read import Run
 
@@ -88,6 +101,13 @@ def test_a_name_is_never_markup() -> None:
 
 def test_what_lies_outside_an_axis_stands_at_its_border() -> None:
     assert Axis(0, 1, 10, 20).place(7) == 20
+
+
+def test_long_labels_of_neighbouring_ticks_do_not_run_into_each_other() -> None:
+    svg = grid(Axis(22.25e6, 23e6, LEFT, WIDTH - RIGHT), Axis(0, 1, 180, 10), "parameters")
+    places = [(float(x), label) for x, label in re.findall(r'x="([\d.]+)" y="202" text-anchor="middle">([^<]+)<', svg)]
+    assert len(places) > 1
+    assert all(right - left > LETTER * len(label) for (left, label), (right, _) in pairwise(places))
 
 
 def taught(number: int, **terms: float) -> Update:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from markupsafe import Markup
@@ -19,6 +20,8 @@ from .wording import preference_kind
 
 WIDTH, HEIGHT = 380, 226
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 10, 42
+LETTER = 8.5
+"""Width of a letter of a label."""
 POINTS = 300
 """Points per line at most: about one per unit of the picture's width."""
 
@@ -285,9 +288,21 @@ def grid(across: Axis, up: Axis, name: str) -> Markup:
         pieces.append(f'<text x="{LEFT - 6}" y="{y + 4.5:.1f}" text-anchor="end">{label}</text>')
     base = HEIGHT - BOTTOM
     pieces.append(f'<path class="axis" d="M{LEFT},{base}H{WIDTH - RIGHT}"/>')
-    for value, label in zip(across.ticks(), labels(across.ticks()), strict=True):
+    for value, label in _apart(across):
         x = across.place(value)
         pieces.append(f'<path class="axis" d="M{x:.1f},{base}v4"/>')
         pieces.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{label}</text>')
     label = Markup('<text class="name" x="{}" y="{}" text-anchor="middle">{}</text>')
     return Markup("".join(pieces)) + label.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, name)
+
+
+def _apart(across: Axis) -> list[tuple[float, str]]:
+    """Ticks of a lower axis, so many that their labels do not run into each other."""
+    found: list[tuple[float, str]] = []
+    for about in (6, 5, 4, 3, 2):
+        ticks = across.ticks(about)
+        found = list(zip(ticks, labels(ticks), strict=True))
+        room = LETTER * (1 + max((len(label) for _, label in found), default=0))
+        if all(across.place(right) - across.place(left) >= room for left, right in pairwise(ticks)):
+            break
+    return found
