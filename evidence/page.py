@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distilvlm.evaluate import Figure, Interval
 from distilvlm.models.files import write_whole
 
+from .picture import COLOURS, Judged, draw
 from .results import PLACE, SeedResult, read
 from .tables import ROOT, TABLES, Table
-from .verdicts import NOT_DECIDED, RULE, Claim, verdict
+from .verdicts import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, RULE, Claim, favour, verdict
 
 PAGE = ROOT / "docs/evidence.md"
+PICTURE = "evidence.svg"
 HEAD = Path(__file__).parent / "head.md"
 
 
 def write(page: Path = PAGE, place: Path = PLACE) -> None:
-    """Write the page of all tables that have a seed."""
-    parts = [HEAD.read_text().rstrip(), "## How a claim is judged", RULE.rstrip()]
-    for table in TABLES.values():
-        seeds = read(table.name, place)
-        parts += _section(table, seeds) if seeds else _missing(table)
+    """Write the page of all tables that have a seed, and its picture beside it."""
+    seeds = {table: read(table.name, place) for table in TABLES.values()}
+    made = {table: found for table, found in seeds.items() if found}
+    parts = [HEAD.read_text().rstrip(), *_glance(made), "## How a claim is judged", RULE.rstrip()]
+    for table, found in seeds.items():
+        parts += _section(table, found) if found else _missing(table)
     write_whole(page, ("\n\n".join(parts) + "\n").encode())
+    shares = {found[0].told["title"]: _shares(table, found) for table, found in made.items()}
+    write_whole(page.with_name(PICTURE), draw(shares).encode())
 
 
 def claims(table: Table, seeds: Sequence[SeedResult]) -> Iterator[tuple[Claim, list[Interval | None], str, Figure]]:
@@ -38,6 +44,42 @@ def claims(table: Table, seeds: Sequence[SeedResult]) -> Iterator[tuple[Claim, l
         known = [one for one in gaps if one is not None]
         said = verdict(claim, known, figure.better == "lower", figure.percent)
         yield claim, gaps, said if len(known) == len(gaps) else f"{NOT_DECIDED}: undefined on some seeds", figure
+
+
+def _glance(made: Mapping[Table, Sequence[SeedResult]]) -> list[str]:
+    """How many claims of each table have which verdict, and the picture."""
+    lines = [_line(["table", "seeds", *COLOURS]), "|---" + "|---:" * (1 + len(COLOURS)) + "|"]
+    for table, seeds in made.items():
+        said = [_short(said) for _, _, said, _ in claims(table, seeds)]
+        counts = (str(said.count(known)) for known in COLOURS)
+        title = seeds[0].told["title"]
+        lines.append(_line([f"[{title}](#{_anchor(title)})", str(len(seeds)), *counts]))
+    left_out = "Claims about perplexity, and that two rows are the same, are in the tables only."
+    return [
+        "## At a glance",
+        "\n".join(lines),
+        f"![Every claim, by how much each seed speaks for it]({PICTURE})",
+        left_out,
+    ]
+
+
+def _shares(table: Table, seeds: Sequence[SeedResult]) -> list[Judged]:
+    """What the picture shows of a table."""
+    return [
+        Judged(claim.says, [favour(gap, figure.better == "lower") for gap in gaps if gap is not None], _short(said))
+        for claim, gaps, said, figure in claims(table, seeds)
+        if figure.percent and claim.kind == "better"
+    ]
+
+
+def _short(said: str) -> str:
+    """A verdict without its reason."""
+    return next(known for known in (HOLDS, DOES_NOT_HOLD, NOT_DECIDED) if said.startswith(known))
+
+
+def _anchor(title: str) -> str:
+    """Of a heading, as GitHub and the documentation's pages make it."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def _missing(table: Table) -> list[str]:

@@ -72,9 +72,8 @@ def verdict(claim: Claim, differences: Sequence[Interval], lower_is_better: bool
         lower_is_better: of the figure.
         share: whether the figure is one, so that a point is 0.01.
     """
-    decided = _decided(
-        claim, [_favour(one) if lower_is_better else one for one in differences], LEAST if share else 0.0
-    )
+    gains = [favour(one, lower_is_better) for one in differences]
+    decided = _decided(claim, gains, LEAST if share else 0.0)
     if len(differences) >= SEEDS:
         return decided
     return f"{NOT_DECIDED}: {len(differences)} of {SEEDS} seeds, so far {'open' if decided == NOT_DECIDED else decided}"
@@ -90,5 +89,6 @@ def _decided(claim: Claim, gains: Sequence[Interval], least: float) -> str:
     return DOES_NOT_HOLD if against or all(gain.high < least for gain in gains) else NOT_DECIDED
 
 
-def _favour(difference: Interval) -> Interval:
-    return Interval(-difference.mean, -difference.high, -difference.low)
+def favour(difference: Interval, lower_is_better: bool) -> Interval:
+    """By how much the first row is better."""
+    return Interval(-difference.mean, -difference.high, -difference.low) if lower_is_better else difference
