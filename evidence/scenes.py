@@ -1,7 +1,7 @@
 """Easy-VQA's pictures (public, MIT), a coloured shape each, as a YOLO data set.
 
-`distilvlm data convert yolo` (the comparisons' `prepare.data`) makes questions, descriptions, pairs and boxes of it.
-Its `train` is of easy-VQA's training pictures, its `test` of the test pictures.
+`distilvlm data convert yolo` (the comparisons' `prepare.data`) makes descriptions and boxes of it. Its `train` is of
+easy-VQA's training pictures, its `test` of the test pictures.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from distilvlm.data.convert import convert
 from distilvlm.models.files import write_whole
 from distilvlm.quickstart.questions import COLOURS, SHAPES, blind, caption, write_tokenizer
 
-COUNTS = {"train": 1500, "test": 400}
+COUNTS = {"train": 1500, "test": 800}
 NAMES = sorted(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 def write(directory: Path, counts: dict[str, int] = COUNTS) -> None:
-    """Write `config.yaml`, `images/`, `labels/`, `tokenizer/`, and `text.json`: the training texts without pictures.
-    What is there stays."""
+    """Write `config.yaml`, `images/`, `labels/`, `tokenizer/`; `pairs.jsonl`, true descriptions against false ones; and
+    `text.json`, the training texts without pictures. What is there stays."""
     if (directory / "text.json").exists():  # written last
         return
     for split, count in counts.items():
         _pictures(directory, split, count)
     config = {"path": ".", "names": NAMES, **{split: f"images/{split}" for split in counts}}
     write_whole(directory / "config.yaml", yaml.safe_dump(config).encode())
-    rows = [row for task in ("presence", "caption") for row in _rows(directory, task)]
+    pairs = [row for row in _rows(directory, "pairs") if row["meta"]["about"] == "caption"]
+    write_whole(directory / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in pairs).encode())
+    rows = _rows(directory, "caption")
     write_tokenizer(directory / "tokenizer", [turn for row in rows for turn in row["conversations"]])
     write_whole(directory / "text.json", json.dumps([blind(row) for row in rows]).encode())
 
@@ -69,5 +71,5 @@ def _label(name: str, picture: Image.Image) -> str:
 
 
 def _rows(directory: Path, task: str) -> list[dict[str, Any]]:
-    made = convert("yolo", directory / "config.yaml", directory / f"{task}.jsonl", task=task).train
+    made = convert("yolo", directory / "config.yaml", directory / f"all-{task}.jsonl", task=task).train
     return [json.loads(line) for line in made.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_rows_of_llava_kd_differ_in_what_they_are_named_after_only(loaded: dict)
 )
 def test_every_combined_row_makes_as_many_updates_behind_its_alignment(loaded: dict, rows: tuple[str, ...]) -> None:
     _, recipes = loaded["combined"]
-    assert sum(stage.optim.updates for name in rows for stage in recipes[name].stages) == 300
+    assert sum(stage.optim.updates for name in rows for stage in recipes[name].stages) == 80
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
@@ -105,6 +106,9 @@ def test_pictures_show_what_their_labels_say(tmp_path: Path) -> None:
         assert middle == ImageColor.getrgb(scenes.NAMES[int(kind)].split()[0])
     text = (tmp_path / "text.json").read_text()
     assert "<image>" not in text and "There is a" in text
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert pairs and all(pair["chosen"][1] != pair["rejected"][1] for pair in pairs)
+    assert {pair["chosen"][0]["value"] for pair in pairs} == {"<image>\nDescribe this picture."}
 
 
 def test_scripts_name_the_tables() -> None:
