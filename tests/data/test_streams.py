@@ -172,6 +172,7 @@ def test_held_and_on_demand_tell_the_same(tmp_path, monkeypatch):
     held = read(SourceSpec(path=str(path), take=18), "talk")
     monkeypatch.setattr(json_rows, "KEPT_FROM", 0)
     monkeypatch.setattr(survey, "PAYS", 0)
+    monkeypatch.setattr(survey, "SHARED", 0)
     monkeypatch.setattr(survey, "STRETCH", 3)
     monkeypatch.setattr("distilvlm.data.parallel.cores", lambda: 2)
     read_again = read(SourceSpec(path=str(path), take=18), "talk")
