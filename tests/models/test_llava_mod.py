@@ -215,7 +215,7 @@ DAMAGES = {
     "another shape": (with_one("model.norm.weight", 23), "another shape.*norm.weight"),
     "residual experts": (
         with_one("model.layers.0.mlp.mlp.up_proj.weight", 32, 24),
-        "use_residual.*, which a stock Llava cannot hold .tensor 'm",
+        r"use_residual.*, which a stock Llava cannot hold \(tensor 'm",
     ),
     "another projector": (with_one("model.mm_projector.image_spatial_proj.weight", 24, 16), "mlp2x_gelu"),
     "adapters": (with_one("model.layers.0.self_attn.q_proj.lora_A.weight", 2, 24), "LoRA"),
