@@ -51,7 +51,10 @@ def read_annotations(paths: Iterable[str | Path]) -> Annotations:
                 number = int(_field(row, "image_id", path, "annotations"))
                 found.captions.setdefault(number, []).append(_field(row, "caption", path, "annotations"))
             continue
-        classes = {_field(row, "id", path, "categories"): row["name"] for row in content["categories"]}
+        classes = {
+            _field(row, "id", path, "categories"): _field(row, "name", path, "categories")
+            for row in content["categories"]
+        }
         names |= dict.fromkeys(classes.values())
         for picture in content["images"]:
             found.things.setdefault(int(picture["id"]), {})
