@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from distilvlm.cost.memory import _watch, parameter_bytes
 from distilvlm.cost.scale import trained
 from distilvlm.cost.sharing import Sharing
+from distilvlm.models import forward
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe import Recipe
 from distilvlm.recipe.schema import MachineSpec
@@ -50,7 +51,7 @@ def test_only_layers_that_run_are_gathered(recipe: Recipe, models: tuple[VLM, VL
     working = 10**9
     (apart,) = exact.beside(working, runs=False).values()
     layers = [sharing.beside(working)["gathered"] - apart for sharing in (exact, rounded)]
-    layer = sum(p.numel() for p in models[0].model.get_decoder().layers[0].parameters())
+    layer = sum(p.numel() for p in forward.layers(models[0].model)[0].parameters())
     assert layers == [(2 * 4 + 8) * layer, (2 * 2 + 6) * layer]
     deep = sharing(with_layers(recipe, 8), 2)
     assert deep.beside(working) == exact.beside(working)  # whatever the depth

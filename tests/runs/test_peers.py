@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from accelerate import Accelerator
@@ -86,7 +86,7 @@ def test_who_is_left_behind_by_a_killed_launcher_ends(monkeypatch: pytest.Monkey
     """torchrun has the store, and what a process is connected to answers no more."""
     launcher = distributed.TCPStore("127.0.0.1", 0, is_master=True)
     patience = timedelta(seconds=600)
-    met = distributed.TCPStore("127.0.0.1", launcher.port, is_master=False, timeout=patience)
+    met: Any = distributed.TCPStore("127.0.0.1", launcher.port, is_master=False, timeout=patience)
     del launcher
     monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: distributed.PrefixStore("run", met))
     alone = SimpleNamespace(process_index=0, num_processes=2)
