@@ -1,6 +1,6 @@
 """What must be known of a row before a run, told without making its record, where the row is of the usual shape.
 
-`turns` says what rows may be and what is made of them; this is a shorter way to a part of the same, a sixth as long.
+`turns` says what rows may be and what is made of them; this is a shorter way to a part of the same.
 Whatever is not plainly so (a picture that is not there, an `<image>` that may have been typed, roles that do not
 alternate) is left to `turns`, which alone says what is wrong.
 """
