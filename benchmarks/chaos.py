@@ -104,7 +104,7 @@ class Torchrun:
 
     def start(self, run: Path, after: float, whom: int) -> tuple[bool, bool, str]:
         there = Path(sys.executable).parent
-        command = [str(there / "torchrun"), "--nproc-per-node", str(self.processes), "--master-port", "0"]
+        command = [str(there / "torchrun"), "--standalone", "--nproc-per-node", str(self.processes)]
         command += ["--no-python", str(there / "distilvlm"), "run", str(self.recipe), "--dir", str(run)]
         with tempfile.TemporaryFile("w+") as told:
             launcher = subprocess.Popen(command, stdout=told, stderr=told)
@@ -134,7 +134,8 @@ def finish(
     """Start a run and kill it until it ends, or there were enough kills: then it is left to end."""
     while True:
         before, last = saved(run), tally.kills >= wanted
-        whom = draw.choice([*range(start.processes), *([-1] if start.processes > 1 else [])])
+        ranks: list[int] = [*range(start.processes), *([-1] if start.processes > 1 else [])]
+        whom = draw.choice(ranks)
         after = 3600.0 if last else draw.uniform(0, EARLY * span)
         began = time.monotonic()
         hit, well, told = start.start(run, after, whom)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
@@ -24,11 +25,12 @@ Step = Callable[[], object]
 
 
 class Peak:
-    """Highest resident set of this process while the block runs, above where it started (Linux)."""
+    """Highest memory of this process while the block runs, above where it started (Linux): of its resident set `mib`,
+    and of what in it is no file's (whose pages the system may take back) `anonymous_mib`."""
 
     def __enter__(self) -> Peak:
         gc.collect()
-        self.start = self.highest = self._resident()
+        self._start = self._highest = self._now()
         self._running = True
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -37,16 +39,18 @@ class Peak:
     def __exit__(self, *_: object) -> None:
         self._running = False
         self._thread.join()
-        self.mib = (self.highest - self.start) / 2**20
+        self.mib, self.anonymous_mib = ((self._highest - self._start) / 2**20).tolist()
 
     def _watch(self) -> None:
         while self._running:
-            self.highest = max(self.highest, self._resident())
+            self._highest = np.maximum(self._highest, self._now())
             time.sleep(0.002)
 
     @staticmethod
-    def _resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    def _now() -> np.ndarray:
+        """[2] bytes: resident, and of these anonymous."""
+        _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        return np.array([resident, resident - of_files]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine() -> str:

@@ -19,14 +19,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import machine, write
+from measuring import Peak, machine, write
 from PIL import Image
 
 from distilvlm.data import Order, read
@@ -47,7 +46,8 @@ FIELDS = [
     "anonymous_mib",
     "resident_mib",
 ]
-FORMS = ("json", "jsonl", "parquet", "tar")
+FORMS = ("json", "json-own", "jsonl", "parquet", "tar")
+"""A hundred pictures that all rows show; but in shards, and in \"json-own\", every row has a file of its own."""
 PHASES = ("index", "open first", "open again", "in order", "shuffled", "resumed")
 """Where rows are, alone; a source with the first look at every row; with all of that kept; records; the first sample of
 a run that goes on at nine tenths."""
@@ -91,7 +91,8 @@ def of_form(form: str, count: int, directory: Path) -> Iterator[dict[str, object
     for number in range(100):
         (images / f"{number}.jpg").write_bytes(picture(number))
     path = MAKERS[form](directory, count)
-    os.utime(images, ns=(0, 10**18))  # as if it had lain there: what was just written is not trusted yet
+    for one in (images, *images.glob("*/")):
+        os.utime(one, ns=(0, 10**18))  # as if it had lain there: what was just written is not trusted yet
     files = [Path(path)] if Path(path).is_file() else list(directory.glob("shards/*"))
     for file in files:
         os.utime(file, ns=(0, 10**18))
@@ -107,48 +108,49 @@ def of_form(form: str, count: int, directory: Path) -> Iterator[dict[str, object
 
 
 def measured(phase: str, path: str, images: str) -> dict[str, float]:
-    """One phase, in this process."""
-    spec = SourceSpec(path=path, images=None if path.endswith((".tar", ".parquet")) else images)
-    with Memory() as memory:
-        start, used = time.perf_counter(), cpu()
-        if phase == "index":
-            found = len(open_rows(path))
-            return told(memory, time.perf_counter() - start, cpu() - used, found)
-        source = read(spec, "rows")
-        seconds, spent, count = time.perf_counter() - start, cpu() - used, len(source.records)
-        if source.bad:
-            raise ValueError(f"{source.bad[0]}: the bench has made a bad row")
-        if phase == "resumed":
-            at = int(0.9 * count)
-            start, used = time.perf_counter(), cpu()
-            order = ordered(count)
-            index = order.update(at // BATCH)[at % BATCH][1]
-            decode(source.records[index].images[0])
-            seconds, spent = time.perf_counter() - start, cpu() - used
-        if phase in ("in order", "shuffled"):
-            taken = min(READ, count)
-            order = ordered(count)
-            updates = (order.update(number) for number in range(order.updates_per_epoch))
-            shuffled = (index for update in updates for _, index in update)
-            indices = range(taken) if phase == "in order" else [next(shuffled) for _ in range(taken)]
-            start, used = time.perf_counter(), cpu()
-            for index in indices:
-                record = source.records[index]
-                if path.endswith((".tar", ".parquet")):
-                    decode(record.images[0])
-            seconds, spent, count = time.perf_counter() - start, cpu() - used, taken
-    return told(memory, seconds, spent, 0 if phase == "resumed" else count)
-
-
-def told(memory: Memory, seconds: float, spent: float, count: int) -> dict[str, float]:
-    """Rows a second are of the processors' time: others may be using them, too."""
+    """One phase, in this process. Rows a second are of the processors' time: others may be using them, too."""
+    with Peak() as memory:
+        seconds, spent, count = _phase(phase, path, images)
     return {
         "seconds": round(seconds, 4),
         "cpu_seconds": round(spent, 3),
         "rows_per_s": round(count / max(spent, 0.01)),
-        "anonymous_mib": round(memory.anonymous),
-        "resident_mib": round(memory.resident),
+        "anonymous_mib": round(memory.anonymous_mib),
+        "resident_mib": round(memory.mib),
     }
+
+
+def _phase(phase: str, path: str, images: str) -> tuple[float, float, int]:
+    """Seconds, those of processors, and rows."""
+    spec = SourceSpec(path=path, images=None if path.endswith((".tar", ".parquet")) else images)
+    start, used = time.perf_counter(), cpu()
+    if phase == "index":
+        found = len(open_rows(path))
+        return time.perf_counter() - start, cpu() - used, found
+    source = read(spec, "rows")
+    seconds, spent, count = time.perf_counter() - start, cpu() - used, len(source.records)
+    if source.bad:
+        raise ValueError(f"{source.bad[0]}: the bench has made a bad row")
+    if phase == "resumed":
+        at = int(0.9 * count)
+        start, used = time.perf_counter(), cpu()
+        order = ordered(count)
+        index = order.update(at // BATCH)[at % BATCH][1]
+        decode(source.records[index].images[0])
+        return time.perf_counter() - start, cpu() - used, 0
+    if phase in ("in order", "shuffled"):
+        taken = min(READ, count)
+        order = ordered(count)
+        updates = (order.update(number) for number in range(order.updates_per_epoch))
+        shuffled = (index for update in updates for _, index in update)
+        indices = range(taken) if phase == "in order" else [next(shuffled) for _ in range(taken)]
+        start, used = time.perf_counter(), cpu()
+        for index in indices:
+            record = source.records[index]
+            if path.endswith((".tar", ".parquet")):
+                decode(record.images[0])
+        return time.perf_counter() - start, cpu() - used, taken
+    return seconds, spent, count
 
 
 def cpu() -> float:
@@ -158,34 +160,6 @@ def cpu() -> float:
 
 def ordered(count: int) -> Order:
     return Order(count, BATCH, 0, "0")
-
-
-class Memory:
-    """Peaks above the start of a block, of this process (Linux)."""
-
-    def __enter__(self) -> Memory:
-        self.start = self._now()
-        self.anonymous, self.resident = 0.0, 0.0
-        self._running = True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._running = False
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while self._running:
-            anonymous, resident = self._now()
-            self.anonymous = max(self.anonymous, anonymous - self.start[0])
-            self.resident = max(self.resident, resident - self.start[1])
-            time.sleep(0.01)
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-        return int(told["RssAnon"].split()[0]) / 1024, int(told["VmRSS"].split()[0]) / 1024
 
 
 def row(number: int) -> dict[str, Any]:
@@ -208,10 +182,28 @@ def picture(number: int) -> bytes:
 
 
 def make_json(directory: Path, count: int) -> str:
+    return _list(directory, map(row, range(count)))
+
+
+def make_json_own(directory: Path, count: int) -> str:
+    """A thousand pictures to a directory, which are hard links to the hundred."""
+    images = directory / "images"
+    for number in range(count):
+        if number % 1000 == 0:
+            (images / f"{number // 1000:05d}").mkdir()
+        os.link(images / f"{number % 100}.jpg", images / own(number))
+    return _list(directory, ({**row(number), "image": own(number)} for number in range(count)))
+
+
+def own(number: int) -> str:
+    return f"{number // 1000:05d}/{number:09d}.jpg"
+
+
+def _list(directory: Path, rows: Iterable[dict[str, Any]]) -> str:
     with (path := directory / "rows.json").open("w") as stream:
-        for number in range(count):
+        for number, one in enumerate(rows):
             stream.write("[\n" if not number else ",\n")
-            stream.write(json.dumps(row(number)))
+            stream.write(json.dumps(one))
         stream.write("\n]\n")
     return str(path)
 
@@ -262,6 +254,7 @@ def make_tar(directory: Path, count: int) -> str:
 
 MAKERS: dict[str, Callable[[Path, int], str]] = {
     "json": make_json,
+    "json-own": make_json_own,
     "jsonl": make_jsonl,
     "parquet": make_parquet,
     "tar": make_tar,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distilvlm.compare import compare, execute, load_comparison
 from distilvlm.data import DataError
 from distilvlm.evaluate import difference, rescored
 from distilvlm.recipe import RecipeError, load_recipe
+from distilvlm.runs.lock import InUseError, locked
 from tests.runs.tiny import write_recipe
 
 
@@ -97,6 +99,24 @@ def test_the_same_call_asks_and_trains_nothing_again(
     )
     with pytest.raises(AssertionError, match="asked again"):
         compare(comparison, out)
+
+
+def test_two_processes_do_not_work_in_one_directory(comparison: Path, tmp_path: Path) -> None:
+    out, (ready, began), (end, done) = tmp_path / "out", os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:  # a lock is a process's own
+        with locked(out):
+            os.write(began, b".")
+            os.read(end, 1)
+            os._exit(0)
+    os.read(ready, 1)
+    with pytest.raises(InUseError, match=f"out is in use by process {child} on"):
+        compare(comparison, out)
+    assert [file.name for file in out.iterdir()] == ["lock"]
+    os.write(done, b".")
+    os.waitpid(child, 0)
+    with locked(out):  # which is free again
+        pass
 
 
 def test_features_are_kept_with_the_tower_of_a_student_that_an_earlier_run_made(

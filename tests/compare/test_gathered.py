@@ -153,7 +153,7 @@ def test_what_cannot_be_compared_is_refused_by_name(given: dict[str, Path], tmp_
         gather([str(tmp_path / "first")], out)
     (tmp_path / "first" / "model" / "config.json").unlink()
     (tmp_path / "first" / "model" / "manifest.json").unlink()
-    with pytest.raises(DataError, match="first: the run is not finished"):
+    with pytest.raises(DataError, match=r"first: the run is not finished: no config\.json and no manifest\.json in"):
         gather([str(tmp_path / "first")], out)
     answers(given["teacher"], "teacher", prompt="long")
     with pytest.raises(DataError, match="prompt is 'short' in one, 'long' in the other"):

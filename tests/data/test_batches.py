@@ -223,6 +223,24 @@ def test_a_picture_that_breaks_later_stops_or_stands_in(tmp_path, images):
     assert (collate([data[0, 1]]).response_rows).numel() == 0
 
 
+def test_a_sample_at_which_anything_else_breaks_is_named(tmp_path, images, monkeypatch):
+    def full(path: str) -> None:
+        raise RuntimeError("no room")
+
+    data = stage_data(tmp_path, [llava_row(n, images[n], "<image>\nq", "red") for n in range(2)])
+    monkeypatch.setattr(geometry, "decode", full)
+    with pytest.raises(
+        DataError, match=r"'talk', .*data\.json, row 1 \(pass 0\) could not be loaded: RuntimeError: no r"
+    ):
+        data[0, 1]
+
+
+def test_lengths_are_recalled_into_the_same_sources_only(tmp_path, images):
+    data = stage_data(tmp_path, mixed_rows(images, 3))
+    with pytest.raises(ValueError, match="kept lengths are of other sources"):
+        data.recall_lengths({"other": data.known_lengths["talk"]})
+
+
 def collected(data: StageData, order: Order, first: int, last: int, **settings) -> list[tuple[int, list[Batch]]]:
     made = batches(data, order, first, last, **settings)
     return [(update, list(micro_batches)) for update, micro_batches in made]

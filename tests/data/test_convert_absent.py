@@ -218,6 +218,8 @@ def test_a_long_caption_is_wrong_in_more_than_one_thing(tmp_path):
     ("options", "message"),
     [
         ({"task": "poll"}, "task: 'poll' is none of detect, grounding, list, count, caption, presence, pairs"),
+        ({"task": "detect", "absent": -1}, "absent must not be negative, decimals from 1 to 6"),
+        ({"task": "detect", "decimals": 0}, "absent must not be negative, decimals from 1 to 6"),
         ({"task": "presence", "negatives": "hard"}, "negatives: 'hard' is none of random, popular, adversarial"),
         ({"task": "detect", "negatives": "popular"}, "negatives: task detect has no such option"),
         ({"task": "presence", "absent": 2}, "absent: task presence has no such option"),

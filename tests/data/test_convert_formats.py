@@ -14,6 +14,7 @@ from PIL import Image
 from distilvlm.data import DataError
 from distilvlm.data.boxes import written
 from distilvlm.data.convert import convert
+from distilvlm.data.convert.parquet import read
 
 from .small_data import make_pictures
 
@@ -339,7 +340,10 @@ def test_parquet_finds_conversations_labels_and_captions(tmp_path):
         done = convert("parquet", source, tmp_path / "out.jsonl", **options)
         assert talk(done.train) == [expected]
     assert rows_of(done.train)[0]["image"].endswith(".jpg")
-    with pytest.raises(DataError, match=r'no column for the question .*it has image, label.*question="\.\.\."'):
+    with pytest.raises(
+        DataError,
+        match=r'no column for the question .*; it has image, label\. Set question_field or give .*question="\.\.\."',
+    ):
         convert("parquet", tmp_path / "4.parquet", tmp_path / "out.jsonl")
 
 
@@ -362,6 +366,10 @@ def test_parquet_faults_and_splits(tmp_path):
         convert("parquet", bad, tmp_path / "out.jsonl", question="")
     with pytest.raises(DataError, match="no parquet file at"):
         convert("parquet", tmp_path / "*.parq", tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=r"data has no file of split 'val': test-00000-of-00001\.parquet, train-"):
+        convert("parquet", tmp_path / "data", tmp_path / "out.jsonl", split="val")
+    with pytest.raises(DataError, match=r"data: say where embedded pictures go \(images\)"):
+        read(tmp_path / "data", split="test", question="")
 
 
 def test_a_saved_data_set_is_read_without_its_library(tmp_path):

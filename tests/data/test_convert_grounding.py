@@ -131,6 +131,19 @@ def test_an_expression_that_cannot_be_used(
         convert("refcoco", source, tmp_path / "o.jsonl", images=pictures)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"decimals": 7}, "decimals: from 1 to 6"),
+        ({"split": "val"}, r"rec\.jsonl holds expressions with their boxes: leave split and annotations out"),
+    ],
+)
+def test_options_that_expressions_do_not_have(pictures: Path, tmp_path: Path, options: dict, reason: str) -> None:
+    good = {"img_path": "wide.png", "expression": "a dog", "sent_id": 7, "bbox": [20, 0, 60, 50]}
+    with pytest.raises(DataError, match=reason):
+        convert("refcoco", lines(tmp_path / "rec.jsonl", [good]), tmp_path / "o.jsonl", images=pictures, **options)
+
+
 def refs(tmp_path: Path) -> Path:
     (tmp_path / "refs.json").write_text(
         json.dumps(

@@ -212,6 +212,20 @@ def test_faults_are_named_by_row_and_field(tmp_path):
     assert len(rows_of(done.bad_file)) == 6
 
 
+def test_both_answers_are_about_the_same_pictures(tmp_path):
+    names = make_pictures(tmp_path, 2)
+    row = {
+        side: [{"role": "user", "content": [{"type": "image", "image": name}]}, turn("assistant", f"{side}.")]
+        for side, name in zip(("chosen", "rejected"), names, strict=True)
+    }
+    with pytest.raises(
+        DataError, match="row 0, field 'rejected': shows other pictures than chosen: both must show the"
+    ):
+        convert("preference", write_json(tmp_path / "pairs.json", [row]), tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match="field 'chosen': names 1 pictures itself, but not all: write all of one kind"):
+        convert("preference", write_json(tmp_path / "pairs.json", [{"image": names[0], **row}]), tmp_path / "out.jsonl")
+
+
 def test_one_file_holds_one_kind(tmp_path):
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     mixed = write_json(tmp_path / "x.json", [pair, {"prompt": "q", "completion": "a", "label": True}])

@@ -78,6 +78,15 @@ def test_bad_rows_stop_a_mixture_or_are_counted(tmp_path):
     assert done.rows == 15 and [fault["row"] for fault in lines(tmp_path / "mixed-bad.jsonl")] == [4]
 
 
+def test_a_mixture_of_nothing_is_refused(tmp_path):
+    empty = SourceSpec(path=str(write_json(tmp_path / "empty.json", [])))
+    with pytest.raises(DataError, match=r"empty\.json has no row"):
+        mix({"empty": empty}, tmp_path / "mixed.jsonl")
+    bad = SourceSpec(path=str(write_json(tmp_path / "bad.json", [{"id": "none"}] * 2)))
+    with pytest.raises(DataError, match="no row is left to write; 2 can't be used"):
+        mix({"bad": bad}, tmp_path / "mixed.jsonl", on_bad_row="quarantine")
+
+
 @pytest.mark.parametrize(
     ("weights", "counts", "reason"),
     [

@@ -140,7 +140,16 @@ def defect(**changes):
         (defect(image=5), "image", "a number"),
         (llava_row(0, None, "q", "  "), "conversations", "nothing to learn"),
         (llava_row(0, None, "q"), "conversations", "nothing to learn"),
-        (llava_row(0, None, "half \ud83d", "a"), "conversations[0]", "surrogate"),
+        (
+            llava_row(0, None, "half \ud83d", "a"),
+            "conversations[0]",
+            "character 5 is half of a surrogate pair; write the file anew",
+        ),
+        (
+            defect(image="data:image/png;base64,AAAA"),
+            "image",
+            "pictures inside the data file are not read: write it to a file and give its path",
+        ),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]},
             "conversations[1]",
@@ -156,6 +165,13 @@ def test_a_defect_names_row_field_and_reason(tmp_path, pictures, row, field, rea
     (bad,) = source.bad
     assert (bad.key.row, bad.field) == (1, field)
     assert reason in bad.reason
+
+
+def test_messages_show_every_picture_that_is_named(tmp_path, pictures):
+    parts = [{"type": "image"}, {"type": "text", "text": "q"}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]
+    (bad,) = source_of(tmp_path, [{"messages": talk, "images": pictures}]).bad
+    assert (bad.field, bad.reason) == ("images", "2 more than the messages have places for")
 
 
 def test_leading_answers_are_left_out_and_counted(tmp_path, pictures):

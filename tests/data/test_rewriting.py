@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import tarfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,14 @@ def test_shards_are_what_webdataset_reads_and_the_same_bytes_each_time(pictures,
     )
 
 
+def test_a_shard_of_others_names_each_of_its_pictures_or_none(pictures, tmp_path) -> None:
+    first = write(tmp_path / "rows.jsonl", [llava_row(0, "0.png", "<image>\nWhat?", "This.")])
+    (tar,) = rewrite(first, tmp_path / "shards", "webdataset", images=pictures).out.iterdir()
+    tar.write_bytes(tar.read_bytes().replace(b'"picture_names": ["0.png"]', b'"picture_names": "0.png"  '))
+    with pytest.raises(DataError, match="field 'picture_names': is no list of the names of 1 pictures"):
+        rewrite(tar, tmp_path / "back.jsonl", "llava")
+
+
 def test_names_that_lead_elsewhere_or_to_other_pictures_are_given_up(pictures, tmp_path) -> None:
     rows = [
         llava_row(0, "../pictures/0.png", "<image>\nWhat?", "This."),
@@ -223,6 +233,59 @@ def test_bad_rows_stop_it_or_are_listed_and_nothing_is_half_there(pictures, tmp_
     with pytest.raises(DataError, match="the file is cut off"):
         rewrite(cut, tmp_path / "back.jsonl", "llava")
     assert not (tmp_path / "back.jsonl").exists()
+
+
+ASKS = [{"type": "image"}, {"type": "text", "text": "?"}]
+
+
+def asked(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}, {"role": "assistant", "content": "This."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        (
+            {**llava_row(0, "0.png", "?", "!"), "images": ["1.png"]},
+            "images",
+            "stands beside 'image': leave the one out",
+        ),
+        (
+            {"chosen": asked(ASKS[0], ASKS[1]), "rejected": asked(ASKS[1]), "image": "0.png"},
+            "rejected",
+            "shows other pictures than chosen: both must show the same, in order",
+        ),
+        (
+            {"messages": asked(*ASKS), "image": ["0.png", "1.png"]},
+            "image",
+            "holds another number of pictures than the 1 parts that name none",
+        ),
+        (llava_row(0, None, "\ud83d", "!"), "row", "holds half of a surrogate pair; write the file anew"),
+        (llava_row(0, "data:image/png,x", "?", "!"), "image", "is no data:...;base64 picture"),
+        (llava_row(0, "data:;base64,A", "?", "!"), "image", "its base64 is broken: "),
+        (
+            {**llava_row(0, "0.png", "?", "!"), "picture_names": ["a.png"]},
+            "picture_names",
+            "is what shards keep pictures' own names in: call the field otherwise",
+        ),
+    ],
+)
+def test_a_row_that_has_no_other_form_is_told_by_its_field(row, field, reason, pictures, tmp_path) -> None:
+    first = write(tmp_path / "rows.jsonl", [llava_row(0, None, "Who?", "Me."), row])
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 1, field '{field}': .*{re.escape(reason)}"):
+        rewrite(first, tmp_path / "shards", "webdataset", images=pictures)
+
+
+def test_what_can_not_be_written_at_all_is_refused(tmp_path) -> None:
+    source = write(tmp_path / "rows.jsonl", [{"conversations": "no turns"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl: no row is left to write; 1 can't be used"):
+        rewrite(source, tmp_path / "shards", "webdataset", on_bad_row="quarantine")
+    with pytest.raises(DataError, match="shard_size: at least 1 row"):
+        rewrite(source, tmp_path / "shards", "webdataset", shard_size=0)
+    dated = pa.Table.from_pylist([{"when": date(2024, 7, 26), **llava_row(0, None, "?", "!")}])
+    pq.write_table(dated, tmp_path / "dated.parquet")
+    with pytest.raises(DataError, match="row 0, field 'when': is date, which no JSON holds: leave the column out"):
+        rewrite(tmp_path / "dated.parquet", tmp_path / "out.jsonl", "llava")
 
 
 def test_tables_of_other_writers_are_rows_with_all_that_they_say(pictures, tmp_path) -> None:

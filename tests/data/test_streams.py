@@ -172,6 +172,7 @@ def test_held_and_on_demand_tell_the_same(tmp_path, monkeypatch):
     held = read(SourceSpec(path=str(path), take=18), "talk")
     monkeypatch.setattr(json_rows, "KEPT_FROM", 0)
     monkeypatch.setattr(survey, "PAYS", 0)
+    monkeypatch.setattr(survey, "SHARED", 0)
     monkeypatch.setattr(survey, "STRETCH", 3)
     monkeypatch.setattr("distilvlm.data.parallel.cores", lambda: 2)
     read_again = read(SourceSpec(path=str(path), take=18), "talk")
@@ -275,6 +276,7 @@ def test_without_a_cache_nothing_is_kept_and_all_works(tmp_path, shown, monkeypa
         (lambda data: data.replace(b'"conversations"', b'"conversations ', 1), "000.json is malformed JSON"),
         (lambda data: data.replace(b"IHDR", b"IHDX", 1), "000.png"),
         (lambda data: data.replace(b'"image": "001.png"', b'"image": "999.png"'), "'999.png' is no member"),
+        (lambda data: data.replace(b'"image": "001.png"', b'"image": 1        '), "is not the name of a member"),
         (lambda data: data[: 4 * 512] + b"\x01" * 512 + data[5 * 512 :], "are no members of a tar file"),
         (lambda data: data[: 7 * 512 + 20], "the file is cut off"),
     ],
@@ -307,8 +309,13 @@ def test_pixels_that_are_broken_behind_a_whole_header_are_told_when_decoded(tmp_
     ("name", "data", "said"),
     [
         ("x.tar", b"nothing of the kind", "no tar file"),
-        ("x.tar", b"\x1f\x8b\x08\x00", "compressed"),
-        ("x.tar.gz", b"\x1f\x8b", "compressed"),
+        ("x.tar", b"\x1f\x8b\x08\x00", r"x\.tar is compressed: nothing in it can be read at its place; unpack it to a"),
+        ("x.tar.gz", b"\x1f\x8b", r"x\.tar\.gz is compressed: nothing in it can be read at its place; unpack it to a"),
+        (
+            "x.tar",
+            b"".join(tarfile.TarInfo(name).tobuf() for name in ("a.txt", "b.txt")),
+            "holds no sample: members are KEY",
+        ),
         ("x.parquet", b"PAR1", "can't be read"),
     ],
 )
@@ -327,6 +334,23 @@ def test_patterns_without_files_and_of_two_kinds_are_told(tmp_path, shown):
     write_json(tmp_path / "x.json", [])
     with pytest.raises(DataError, match="different kinds"):
         read(SourceSpec(path=str(tmp_path / "x.*")), "talk")
+    write_json(tmp_path / "y.json", [])
+    with pytest.raises(DataError, match=r"\*\.json means 2 files, .*x\.json the first: shards are \.tar or \.parquet"):
+        read(SourceSpec(path=str(tmp_path / "*.json")), "talk")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("file/x.json", r"file/x\.json can't be opened: .*Not a directory"),
+        ("file/x.tar", r"file/x\.tar can't be opened: .*Not a directory"),
+        ("nowhere://x/*.tar", r"nowhere://x/\*\.tar can't be looked for: Protocol not known: nowhere"),
+    ],
+)
+def test_what_can_not_be_reached_is_told_with_the_reason(tmp_path, path, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=said):
+        open_rows(path if "://" in path else str(tmp_path / path))
 
 
 @pytest.mark.parametrize("columns", ["rows", "questions", "preferences"])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from distilvlm.data import IGNORED, DataError, Template, explain, export_chat_template
 from distilvlm.data.problems import RowError
@@ -207,6 +210,29 @@ def test_templates_that_hide_their_answers_are_refused_by_name():
         Template.of("chat", make_tokenizer(blocks_elsewhere))
     with pytest.raises(DataError, match=r"no chat template.*vicuna"):
         Template.of("chat", make_tokenizer(None))
+
+
+def test_tokenizers_that_no_template_can_use_are_refused_by_name():
+    without_picture, without_end = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())), make_tokenizer()
+    without_end.eos_token = None
+    for kind, tokenizer, told in (
+        (
+            "chat",
+            ByT5Tokenizer(),
+            r"ByT5Tokenizer: a slow tokenizer gives no offsets; use its fast version \(tokenizer",
+        ),
+        ("vicuna", without_end, "the tokenizer has no eos_token, which ends every answer"),
+        ("plain", without_picture, "the tokenizer has no special token <image>"),
+    ):
+        with pytest.raises(DataError, match=f"the {kind} template of .*{told}"):
+            Template.of(kind, tokenizer)
+
+
+def test_a_row_that_the_template_refuses_is_told_with_its_words():
+    refusing = "{{ raise_exception('no system turns') if messages[0]['role'] == 'system' }}" + CHATML
+    template = Template.of("chat", make_tokenizer(refusing))
+    with pytest.raises(RowError, match=r"the chat template of .* refuses it: no system turns"):
+        template.encode(make_record("q", "a", system="be brief"), 3, 512)
 
 
 def test_a_template_that_drops_the_picture_is_refused_per_row():

@@ -49,7 +49,8 @@ def met(messages: tuple[Raised, ...]) -> dict[str, str]:
             found |= {one: file for one in own if len(own) == 1 and one not in found}
             continue
         shared = Counter(template for gram in _grams(text) if gram in grams for template in grams[gram])
-        told = {template: said(text, tuple(pieces[template])) for template, _ in shared.most_common(NEAREST)}
+        nearest = sorted(shared, key=lambda one: (-shared[one], one))[:NEAREST]
+        told = {template: said(text, tuple(pieces[template])) for template in nearest}
         most = max(told.values(), default=0)
         for template, letters in told.items():
             if letters == most and letters >= LENGTH and 3 * letters >= len(text):

@@ -110,6 +110,7 @@ def test_rows_that_can_not_be_asked_are_named(pope: Path) -> None:
     bad = [(row.key.row, row.field, row.reason) for row in read_polling(pope).bad]
     assert [(row, field) for row, field, _ in bad] == [(2, "image"), (3, "label"), (4, "row")]
     assert "no file gone.jpg" in bad[0][2] and "--images" in bad[0][2]
+    assert bad[1][2] == "is 'maybe', neither yes nor no"
     # where answers are there already, nobody looks for pictures
     assert [row.key.row for row in read_polling(pope, pictures=False).bad] == [3, 4]
 
@@ -131,6 +132,13 @@ def test_mmhal_pictures_are_found_by_their_address_or_number(tmp_path: Path) -> 
     found = read_mmhal(tmp_path / "template.json")
     assert [row.key.row for row in found.bad] == [0]
     assert found.questions[0].record.images == (str(tmp_path / "other.jpeg"),)
+
+
+def test_what_is_in_a_picture_is_a_list(tmp_path: Path) -> None:
+    row = json.loads(mmhal(tmp_path / "response_template.json").read_text())[0]
+    file = lines(tmp_path / "rows.jsonl", [row | {"image_content": "Fire hydrant"}])
+    (bad,) = read_mmhal(file, pictures=False).bad
+    assert (bad.field, bad.reason) == ("image_content", "is no list of what is in the picture")
 
 
 def test_mmhal_answers_are_written_as_its_script_reads_them(tmp_path: Path) -> None:

@@ -152,3 +152,12 @@ def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
     instances.write_text(json.dumps(content))
     with pytest.raises(DataError, match="category 99"):
         read_annotations([instances])
+    for where, row, key in (("categories", {"id": 3}, "name"), ("images", {"file_name": "8.jpg"}, "id")):
+        content[where].append(row)
+        instances.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"instances\.json: an entry of '{where}' has no '{key}'"):
+            read_annotations([instances])
+    content["images"][-1]["id"] = "eight"
+    instances.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="'id' of an entry of 'images' is 'eight', which is no picture's number"):
+        read_annotations([instances])

@@ -185,7 +185,7 @@ def test_unusable_labels_are_named(folders: Path, labels: Labels, tmp_path: Path
         Labels(labels.training, labelled(tmp_path))
     row = {"conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "red"}]}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
-    with pytest.raises(DataError, match="row 0 has 0 pictures"):
+    with pytest.raises(DataError, match="row 0 has 0 pictures: one picture with its class as the answer is needed"):
         labelled(tmp_path / "rows.json")
 
 
@@ -265,6 +265,8 @@ def test_teachers_that_say_nothing_or_are_not_there_are_named(labels: Labels) ->
         feature_errors(paired(0.0, constant=True), training, feature_questions(labels.test, ["a"]))
     with pytest.raises(ValueError, match=r"not compared with \['c'\]"):
         feature_errors(paired(0.0), training, feature_questions(labels.test, ["c"]))
+    with pytest.raises(ValueError, match="no training pictures: there is no mean to predict"):
+        feature_errors(paired(0.0), [], feature_questions(labels.test, ["a"]))
 
 
 def test_a_picture_is_seen_once_however_often_it_is_asked_for(labels: Labels) -> None:

@@ -127,6 +127,9 @@ def test_after_all_attempts_it_is_given_up_with_the_reason(server: Server, endpo
     server.reply = lambda number, prompt: (500, "out of order", {})
     with pytest.raises(JudgeError, match=r"did not answer in 3 attempts \(HTTP 500: out of order\)"):
         endpoint.ask("hello")
+    server.reply = lambda number, prompt: (200, {"error": "no choices"}, {})
+    with pytest.raises(JudgeError, match=r'3 attempts \(ValueError: .*no completion: \{"error": "no choices"\}\)'):
+        endpoint.ask("hello")
     with pytest.raises(JudgeError, match="did not answer in 1 attempts"):
         Endpoint("http://127.0.0.1:9/v1", "m", attempts=1, timeout=1).ask("hello")
 

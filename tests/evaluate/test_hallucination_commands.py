@@ -27,6 +27,7 @@ Command = Callable[..., tuple[int, str, str]]
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(cli, "_configure_logging", lambda: None)
+        monkeypatch.setenv("COLUMNS", "200")  # typer's frame breaks no line
         monkeypatch.setattr(sys, "argv", ["distilvlm", "hallucination", *map(str, words)])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -216,16 +217,20 @@ def test_what_is_missing_is_said(
     command: Command, pope: list[Path], template: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert "give a MODEL or its --answers" in command("polling", "--data", pope[0])[2]
-    assert "say what is asked, or give --answers" in command("captions")[2].replace("\n", " ")
+    assert "say what is asked, or give --answers" in command("captions")[2]
     answers = lines(tmp_path / "answers.jsonl", [{"text": "a dog"}] * 2)
     for name in ("OPENAI_BASE_URL", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
     words = ["mmhal", "--data", template, "--answers", answers, "--judge", "http"]
-    assert "--judged" in command(*words)[2]
+    assert "say where the judge's words are kept, or give --out" in command(*words)[2]
+    # Told before the model is asked, which is not even here.
+    assert "say where the judge's words are kept" in command("mmhal", "gone", *words[1:3], *words[5:])[2]
     code, _, error = command(*words, "--out", tmp_path / "out.jsonl")
     assert code == 1 and "JudgeError: " in error and "OPENAI_BASE_URL" in error and "Traceback" not in error
     code, _, error = command("polling", "--data", pope[0], "--answers", answers)
     assert code == 1 and "has 2 answers for 6 questions" in error
+    words = ["--data", pope[0], "--data", pope[1], "--answers", answers]
+    assert "1 files of answers for 2 of questions" in command("polling", *words)[2]
 
 
 def test_true_captions_and_true_answers_of_real_photographs_hallucinate_nothing(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_ratings_made_elsewhere_are_read(tmp_path: Path, rows: list, expected: l
         ([{"rating": 5}], "has 1 judgements for 2 answers"),
         ([{"rating": 7}, {"rating": 5}], "row 0: rating 7 is not one of 0 to 6"),
         ([{"mark": 5}, {"rating": 5}], "row 0: no judgement; write rating, hallucinated, objects or text"),
+        ([3, {"rating": 5}], "row 0: no judgement; write an object with rating, hallucinated, objects or text"),
         ([{"row": 0, "rating": 5}], "has no judgement for 1"),
     ],
 )

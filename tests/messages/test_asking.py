@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from distilvlm.cli import checkpoints, data, evaluate, export, grounding, text
+from distilvlm.cli import chat, checkpoints, commands, data, evaluate, export, grounding, text
 from distilvlm.data import DataError
 from distilvlm.evaluate.suites.catalogue import suite_named
 from distilvlm.evaluate.suites.own import SuiteFile
@@ -60,6 +60,7 @@ def test_uploads_that_are_full() -> None:
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
+    (tmp_path / "tokenizer.json").write_text("{}")
     for call, told in (
         (lambda: evaluate.evaluate(model="m", compare=(file, file)), "compares two files: leave MODEL, --data and"),
         (lambda: evaluate.evaluate(model="m"), "say where its questions are"),
@@ -71,6 +72,19 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
         ),
         (lambda: checkpoints.iaa(file, file, positions="a"), "'a' is no list of layers such as 3,7,11"),
         (lambda: data.check(file, stage="dpt"), "is no recipe .*: --stage and --set are for recipes"),
+        (lambda: data.stats(str(file), max_length=9), "--max-length is for tokens: name a --tokenizer"),
+        (lambda: data.stats(str(file), tokenizer=str(tmp_path)), "--tokenizer .* can't be loaded: KeyError: 'added_to"),
+        (lambda: data.mix([file], images=["a"]), "'a': write NAME=VALUE"),
+        (lambda: data.mix([file], weight=["a=much"]), "'a=much': write NAME=NUMBER"),
+        (lambda: evaluate.evaluate(data=file), "say which model is asked, or --compare two files of answers"),
+        (
+            lambda: evaluate.evaluate(model="m", suite="mmlu", data=file, prompt="x"),
+            "mmlu is asked by the likelihood of",
+        ),
+        (lambda: text.text(model="m", task=["hellaswag", "perplexity"]), "perplexity and dialogues are asked alone"),
+        (lambda: chat.chat("m", adaptor=["=a"]), "'=a' is not NAME=PATH"),
+        (lambda: chat.chat("m", adaptor=["one=a", "one=b"]), "two adaptors are called 'one': rename one"),
+        (lambda: commands.compare(["all.yaml"], teacher="big"), "a comparison file says it: 'teacher:', 'control:'"),
     ):
         with pytest.raises((typer.BadParameter, DataError), match=told):
             call()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distilvlm.models import build, hosted
 from distilvlm.models.adaptors import AdaptorConfig, Host, files, published
 from distilvlm.models.save import load
 from distilvlm.models.sources import NotHere
@@ -111,6 +112,17 @@ def test_damage_is_told(tmp_path: Path):
     (tmp_path / "out" / files.CONFIG).write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="has format 2, this version reads 1: update distilvlm"):
         files.config_of(tmp_path / "out")
+
+
+def test_a_directory_of_adaptors_that_lost_a_file_and_one_of_none_are_refused(tmp_path: Path, spec: Any):
+    vlm = build(spec("clip", "llama"), 0)
+    with pytest.raises(ValueError, match=r"this model has no adaptors: models\.save\.save writes it"):
+        hosted.save(vlm, spec("clip", "llama"), 0, tmp_path / "out", "pad")
+    Host.attach(vlm.model).add("one", AdaptorConfig(positions=(1,), projector=True))
+    hosted.save(vlm, spec("clip", "llama"), 0, tmp_path / "out", "pad")
+    (tmp_path / "out" / hosted.PROJECTOR).unlink()
+    with pytest.raises(ValueError, match=r"the adaptors are damaged:\s+\S+projector\.safetensors: missing"):
+        hosted.load(tmp_path / "out")
 
 
 class Packed(nn.Module):

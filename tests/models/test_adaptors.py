@@ -218,6 +218,8 @@ def test_a_batch_of_other_size_than_workflows_is_refused():
         tiny.greedy(host, ["text", "seeing", "seeing"], tiny.ids(), num_beams=2)
     with host.use(["text", "seeing"]), pytest.raises(ValueError, match="each has its own lm_head"):
         host.head_weight()
+    with pytest.raises(ValueError, match="no workflow is given: name one, or one for each row of the batch"):
+        host.set([])
 
 
 def test_a_stock_llava_shows_each_rows_pictures_through_its_own_projector(make, make_batch):
@@ -237,6 +239,9 @@ def test_a_stock_llava_shows_each_rows_pictures_through_its_own_projector(make, 
         alone = tiny.logits(host, name, given, pixel_values=pixels)[row]
         assert mixed[row].allclose(alone, atol=1e-5)
     assert not mixed[0].allclose(tiny.logits(host, "pointing", given, pixel_values=pixels)[0], atol=1e-2)
+    # Embeddings don't say where placeholders are.
+    with host.use(names), pytest.raises(ValueError, match="and nothing says to which rows they belong: give the Llava"):
+        vlm.model(inputs_embeds=vlm.model.get_input_embeddings()(given), pixel_values=pixels)
     with host.use("seeing"):
         assert host.projector() is host["seeing"].projector
     assert host.projector() is vlm.model.model.multi_modal_projector

@@ -194,10 +194,13 @@ def test_a_saved_model_is_built_again_whole_or_as_a_plan(make, tmp_path, languag
 
 
 def test_an_unknown_key_of_an_architecture_names_the_nearest(make):
-    with pytest.raises(ValueError, match=r"language\.config\.num_hiden_layers.*'num_hidden_layers'"):
+    told = r"language\.config\.num_hiden_layers.* is unknown to 'llama'.*; did you mean 'num_hidden_layers'\?"
+    with pytest.raises(ValueError, match=told):
         make("clip", "llama", language_config={"num_hiden_layers": 3})
     with pytest.raises(ValueError, match=r"vision\.config\.model_type 'clap_vision'"):
         make("clip", "llama", config={"model_type": "clap_vision"})
+    with pytest.raises(ValueError, match=r"vision\.config needs 'model_type' \(llama, qwen2, dinov2, \.\.\.\)"):
+        make("clip", "llama", config={"hidden_size": 16})
 
 
 def test_a_directory_that_is_not_there_is_named_and_its_run_too(tmp_path, checkpoints):

@@ -50,7 +50,7 @@ def test_damaged_and_foreign_directories_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"damaged:\n.*with_experts\.safetensors"):
         load_encoder(place)
     tower_of().save_pretrained(tmp_path / "foreign")
-    with pytest.raises(ValueError, match=r"has no distilvlm\.json"):
+    with pytest.raises(ValueError, match=r"foreign has no distilvlm\.json, which says what layer is read"):
         load_encoder(tmp_path / "foreign")
 
 

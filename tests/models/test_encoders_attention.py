@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from distilvlm.models.encoders import attention, cls_attention, importance_of, query_of, regrid
+from distilvlm.models.encoders import attention, build_encoder, cls_attention, importance_of, query_of, regrid
 from distilvlm.models.encoders.importance import clipped
+from distilvlm.recipe.encoders import EncoderSpec
 
 from .encoder_models import CONFIGS, WITH_CLS, canvases, encoder
 
@@ -117,3 +118,22 @@ def test_no_layer_but_a_blocks_has_attention():
     with pytest.raises(ValueError, match="no CLS token"):
         cls_attention(encoder("siglip").model, -2, pixels)
     assert not encoder("clip", layer=0).gives_importance
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        (
+            {"model_type": "data2vec-vision"},
+            "Data2VecVisionModel ran the attention of a block 0 times through transformers' interface",
+        ),
+        (
+            {"model_type": "beit", "use_relative_position_bias": True},
+            "BeitAttention adds a mask or bias to its logits: its rows cannot be read",
+        ),
+    ],
+)
+def test_attention_that_is_not_queries_times_keys_alone_is_refused(facts, told):
+    built = build_encoder(EncoderSpec.model_validate({"config": CONFIGS["clip"] | facts}), "odd", seed=0)
+    with pytest.raises(ValueError, match=told):
+        built.see(built.pixels(canvases()), importance=True)

@@ -1,11 +1,11 @@
 """The id of `<image>`, which text never uses."""
 
+import json
 import logging
 
 import pytest
-from transformers import (
-    AutoTokenizer,
-)
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distilvlm.models.image_token import place_image_token
 
@@ -30,6 +30,25 @@ def test_an_image_token_that_is_there_already_keeps_its_id(tokenizer_directory):
 def test_a_tokenizer_with_more_ids_than_rows_is_refused(tokenizer_directory):
     with pytest.raises(ValueError, match=r"ids up to 28.*20 rows"):
         place_image_token(AutoTokenizer.from_pretrained(tokenizer_directory), 20)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda facts: facts["model"]["vocab"].update(z=35),  # 29 words, whose ids go up to 35
+            "'<image>' got id 29, which the embedding's 40 rows and the tokenizer's other ids .up to 35. leave no",
+        ),
+        (lambda facts: None, "the tokenizer has neither a padding nor an end-of-text token: give it 'eos_token'"),
+    ],
+)
+def test_a_tokenizer_that_leaves_no_place_or_pads_with_nothing_is_refused(tokenizer_directory, change, told):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
+    facts = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(facts)
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(facts)))
+    with pytest.raises(ValueError, match=told):
+        place_image_token(bare, 40)
 
 
 def test_padding_is_decided_and_logged(tokenizer_directory, caplog):

@@ -213,9 +213,13 @@ DAMAGES = {
     "a projector layer is missing": (without("model.mm_projector.image_spatial_proj.2.bias"), "lacks.*linear_2.bias"),
     "one too many": (with_one("model.layers.1.mlp.up_proj.bias", 32), "unknown.*up_proj.bias"),
     "another shape": (with_one("model.norm.weight", 23), "another shape.*norm.weight"),
-    "residual experts": (with_one("model.layers.0.mlp.mlp.up_proj.weight", 32, 24), "use_residual"),
+    "residual experts": (
+        with_one("model.layers.0.mlp.mlp.up_proj.weight", 32, 24),
+        r"use_residual.*, which a stock Llava cannot hold \(tensor 'm",
+    ),
     "another projector": (with_one("model.mm_projector.image_spatial_proj.weight", 24, 16), "mlp2x_gelu"),
     "adapters": (with_one("model.layers.0.self_attn.q_proj.lora_A.weight", 2, 24), "LoRA"),
+    "the embedding is missing": (without("model.embed_tokens.weight"), r"theirs lacks model\.embed_tokens\.weight"),
     "a head of its own": (with_one("lm_head.weight", 40, 24), "differs from the embedding"),
 }
 
@@ -225,6 +229,15 @@ def test_what_is_missing_left_over_or_impossible_is_named(changed, tmp_path, dam
     ours = changed()
     place = write(tmp_path / "theirs", ours, "qwen2", damage(theirs(ours)))
     with pytest.raises(ValueError, match=told):
+        load(place)
+
+
+def test_a_head_that_is_neither_there_nor_tied_is_told(changed, tmp_path) -> None:
+    ours = changed("llama", False)
+    place = write(tmp_path / "theirs", ours, "llama", without("lm_head.weight")(theirs(ours)))
+    with pytest.raises(
+        ValueError, match=r"lacks lm_head\.weight, and its config\.json does not tie it to the embedding"
+    ):
         load(place)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,39 @@ def test_what_is_no_checkpoint_of_the_method_s_is_refused(written: tuple[Any, Pa
     tensors = reference_of(tower)
     without = {name: value for name, value in tensors.items() if "moe" not in name and "router" not in name}
     save_file(without, place / "model.safetensors")
-    with pytest.raises(ValueError, match="no tensor is an expert's"):
+    with pytest.raises(ValueError, match="checkpoint: no tensor is an expert's"):
         load(place)
-    lacking = next(name for name in tensors if name.endswith("self_attn.k_proj.weight"))
-    save_file({name: value for name, value in tensors.items() if name != lacking}, place / "model.safetensors")
-    with pytest.raises(ValueError, match=r"lacks 1 tensors .* \['encoder\.layers\.0\.self_attn\.k_proj\.weight'\]"):
+
+
+@pytest.mark.parametrize(
+    ("damaged", "value", "told"),
+    [
+        ("0.self_attn.k_proj.weight", None, r"lacks 1 .*\['encoder\.layers\.0\.self_attn\.k_proj\.weight'\]"),
+        ("0.mlp.moe_down.0.lora_A.weight", None, r"lacks 1 .*\['encoder\.layers\.0\.mlp\.mixture\.experts\.0\.down'\]"),
+        (
+            "1.mlp.moe_up.2.lora_B.bias",
+            None,
+            r"another shape for 1 .*\['encoder\.layers\.1\.mlp\.mixture\.experts\.1\.up_b",
+        ),
+        (
+            "1.mlp.original_module.fc1.bias",
+            torch.zeros(3),
+            r"another shape for 1 .*\['encoder\.layers\.1\.mlp\.fc1\.bias'\]",
+        ),
+        ("9.layer_norm1.bias", torch.zeros(16), r"has unknown 1 .*\['encoder\.layers\.9\.layer_norm1\.bias'\]"),
+    ],
+)
+def test_a_tensor_that_is_missing_left_over_or_of_another_shape_is_named(
+    written: tuple[Any, Path, Path], damaged: str, value: Tensor | None, told: str
+):
+    tower, place, _ = written
+    tensors = reference_of(tower)
+    name = f"model.vision_tower.vision_tower.vision_model.encoder.layers.{damaged}"
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    save_file(tensors, place / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"checkpoint {place} .*\(of a tower with experts\)") as caught:
         load(place)
+    assert re.search(told, str(caught.value))

@@ -153,6 +153,20 @@ def test_a_weight_that_does_not_fit_is_named(tmp_path, damage):
         save_dinov2(weights, CONFIG, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("onnx::Concat_1", "0 position embeddings of CLS and 1 of"),
+        ("onnx::Reshape_2", "1 position embeddings of CLS and 0 of"),
+    ],
+)
+def test_a_graph_with_other_position_embeddings_is_told(tmp_path, lost, told):
+    _, tensors, products = exported(tmp_path)
+    del tensors[lost]
+    with pytest.raises(PackagedError, match=f"the graph has {told} patches"):
+        dinov2_weights(tensors, products, CONFIG)
+
+
 def test_a_model_that_calls_itself_quantised_becomes_one_that_saves_tied(tmp_path):
     torch.manual_seed(0)
     settings = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

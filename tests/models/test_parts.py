@@ -46,8 +46,16 @@ def test_a_tied_head_is_part_of_the_embedding_and_says_so(make):
 
 def test_an_unknown_part_names_the_nearest(make):
     model = make("clip", "llama").model
-    with pytest.raises(ValueError, match="'projecter'; did you mean 'projector'"):
+    with pytest.raises(
+        ValueError, match=r"unknown part 'projecter'; did you mean 'projector'\? Known parts: vision, pro"
+    ):
         parts.choose(model, ["projecter"])
+    with pytest.raises(ValueError, match=r"unknown part 'x'\. Known parts: vision, projector"):
+        parts.choose(model, ["x"])
+    with pytest.raises(
+        ValueError, match=r"part 'adapters' has no parameters in this model: a stage with loss\.encoder"
+    ):
+        parts.choose(model, ["adapters"])
     with pytest.raises(ValueError, match="cannot train"):
         parts.choose(model, ["vision.unread"])
 

@@ -345,7 +345,7 @@ def test_pickled_weights_are_refused_by_name(make, tmp_path, name):
         load(directory)
 
 
-def test_what_is_no_llava_or_of_a_newer_format_is_refused(make, tmp_path, tokenizer_directory):
+def test_what_is_no_llava_of_a_newer_format_or_reads_several_layers_is_refused(make, tmp_path, tokenizer_directory):
     vlm = make("clip", "llama-tied")
     vlm.model.model.language_model.save_pretrained(tmp_path / "language")
     with pytest.raises(ValueError, match="is a 'llama', not a 'llava'"):
@@ -354,6 +354,10 @@ def test_what_is_no_llava_or_of_a_newer_format_is_refused(make, tmp_path, tokeni
     ours = json.loads((directory / "distilvlm.json").read_text())
     (directory / "distilvlm.json").write_text(json.dumps(ours | {"format": 2}))
     with pytest.raises(ValueError, match=r"format 2.*update distilvlm"):
+        load(directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vision_feature_layer": [-3, -2]}))
+    with pytest.raises(ValueError, match=r"model reads several layers of its tower \(\[-3, -2\]\), which is not sup"):
         load(directory)
 
 

@@ -279,6 +279,13 @@ def test_what_cannot_have_experts_is_refused():
         MixConfig(experts=0)
     tower = tower_of()
     for block in blocks_of(tower)[1]:
+        block.mlp.fc2 = torch.nn.Linear(32, 8)
+    with pytest.raises(
+        ValueError,
+        match="CLIPMLP is no feed-forward that experts can be added to: its linear layers are fc1 16→32, fc2",
+    ):
+        mix(tower, MixConfig(rank=4), -2)
+    for block in blocks_of(tower)[1]:
         del block.mlp
     with pytest.raises(
         ValueError, match=r"CLIPEncoderLayer has no feed-forward .* self_attn, layer_norm1, layer_norm2"

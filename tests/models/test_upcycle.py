@@ -259,7 +259,10 @@ def small(kind, config, **changes):
             "a 'qwen3' cannot become sparse.*normalises queries",
         ),
         (lambda: upcycle(alone("qwen2")), "is sparse already"),
-        (lambda: small(LlamaForCausalLM, LlamaConfig, mlp_bias=True), "its feed-forward has biases"),
+        (
+            lambda: small(LlamaForCausalLM, LlamaConfig, mlp_bias=True),
+            "this llama cannot become sparse as a stock Qwen2Moe: its feed",
+        ),
         (lambda: small(LlamaForCausalLM, LlamaConfig, attention_bias=True), "its attention's output has a bias"),
         (lambda: small(Qwen2ForCausalLM, Qwen2Config, hidden_act="gelu"), "activation is gelu, not silu"),
         (lambda: small(LlamaForCausalLM, LlamaConfig, head_dim=16), "its heads are 16 wide"),

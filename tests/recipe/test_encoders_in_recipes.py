@@ -68,6 +68,7 @@ def test_a_stage_may_compare_with_some() -> None:
         ({"encoders__cnn": {"from": "x", "config": {}}}, "give only one of 'from' and 'config'"),
         ({"encoders__anchor": {"pool": 7}}, r"encoders\.anchor\.pool: the anchor is compared token by token"),
         ({"encoders__anchor": {"size": 224}}, "a copy of the student has its size and layer"),
+        ({"encoders": {"a.b": {"from": "x"}}}, r"encoders\.a\.b: names of encoders have no '\.'"),
         ({"encoders": {}}, "has loss.encoder, but the recipe has no 'encoders'"),
         ({"stages__0__encoder": {"teachers": ["eva"]}}, "compares with 'eva', but 'encoders' has"),
         ({"encoders__anchor": None}, "weighs tokens by an encoder's attention, and there is no 'anchor'"),

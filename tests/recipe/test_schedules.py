@@ -57,7 +57,10 @@ def test_changing_values_are_told_in_words() -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"schedule": {"balance": {"from": 0, "to": 1}}}, "there is one of text, response, visual, relation, temp"),
+        (
+            {"schedule": {"balance": {"from": 0, "to": 1}}},
+            r"schedule\.balance: there is no such schedule; there is one of text,",
+        ),
         (
             {"response": 1, "schedule": {"response": {"from": 0, "to": 2}}},
             "response is 1, but its schedule goes",

@@ -57,7 +57,7 @@ def test_rows_of_a_model_that_the_head_does_not_name_are_refused(broken: Path) -
     content = json.loads((broken / "comparison.json").read_text())
     del content["models"]["control"]
     (broken / "comparison.json").write_text(json.dumps(content))
-    with pytest.raises(ReportError, match=r"rows of models \['control'\]"):
+    with pytest.raises(ReportError, match=r"seed 0 has rows of models \['control'\], which the head does not name"):
         read(broken)
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from accelerate import Accelerator
+from torch import distributed
+
+from distilvlm.runs.peers import PeerError, Peers
 
 from .conftest import Server
 from .tiny import write_recipe
@@ -73,3 +80,19 @@ def test_an_error_of_one_is_told_by_the_other(recipe: Path, server: Server, tmp_
     statuses, told, seconds = spoiled(server, recipe, tmp_path / "run", "raise OSError('the disk is gone')")
     assert statuses == [256, 256] and seconds < 30
     assert "process 1 of 2 stopped at" in told and "PeerError" in told and "the disk is gone" in told
+
+
+def test_who_is_left_behind_by_a_killed_launcher_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun has the store, and what a process is connected to answers no more."""
+    launcher = distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    patience = timedelta(seconds=600)
+    met: Any = distributed.TCPStore("127.0.0.1", launcher.port, is_master=False, timeout=patience)
+    del launcher
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: distributed.PrefixStore("run", met))
+    alone = SimpleNamespace(process_index=0, num_processes=2)
+    began = time.monotonic()
+    peers = Peers(cast(Accelerator, alone), 2, lambda: (0, "update 1"))
+    with pytest.raises(PeerError, match=r"where processes meet does not answer"), peers.watching():
+        raise AssertionError("began to train")
+    assert time.monotonic() - began < 20
+    assert met.timeout == patience  # collective calls wait as long as before

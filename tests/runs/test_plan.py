@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from distilvlm.data import DataError
 from distilvlm.runs.plan import Plan, StagePlan, plan
 from distilvlm.runs.plan_table import print_plan
+from tests.runs.tiny import write_recipe
 from tests.runs.tiny_mod import write_mod_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -74,6 +76,12 @@ def test_the_table_says_where_the_student_grows_and_what_the_teacher_looks_at(tm
 def test_a_narrow_table_loses_no_number(tmp_path: Path) -> None:
     text = shown(plan(write_mod_recipe(tmp_path)), width=80)
     assert "…" not in text
+
+
+def test_data_of_which_nothing_is_learned_is_told_by_its_stage(tmp_path: Path) -> None:
+    told = "stage 'dpt': none of the first 200 rows of its data has anything to learn"
+    with pytest.raises(DataError, match=told):
+        plan(write_recipe(tmp_path), ["stages.dpt.max_length=4"])
 
 
 def test_a_student_that_can_not_become_sparse_is_refused(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_finished_student_is_a_stock_checkpoint(recipe: Path, tmp_path: Path
 
 def test_another_recipe_is_refused_and_named(recipe: Path, tmp_path: Path) -> None:
     distilvlm.run(recipe, directory=tmp_path / "run")
-    with pytest.raises(RunError, match=r"stages\.sft\.optim\.lr"):
+    with pytest.raises(RunError, match=r"is a run of another recipe; these fields differ:\s+stages\.sft\.optim\.lr"):
         distilvlm.run(recipe, ["stages.0.optim.lr=0.02"], directory=tmp_path / "run")
 
 
@@ -89,9 +89,21 @@ def test_the_machine_may_change_between_continuations(recipe: Path, tmp_path: Pa
 def test_a_directory_of_something_else_is_left_alone(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(RunError, match=r"letter\.txt"):
+    with pytest.raises(RunError, match=r"home is not a run and not empty \(letter\.txt\): give another --dir"):
         distilvlm.run(recipe, directory=tmp_path / "home")
     assert [p.name for p in (tmp_path / "home").iterdir() if p.name != "lock"] == ["letter.txt"]
+
+
+def test_processes_that_do_not_see_each_other_are_refused(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerate does of a torchrun on a machine without a GPU, if it is not told."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match="2 processes were launched, but accelerate sees 1: they would all write into"):
+        distilvlm.run(recipe, directory=tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()
 
 
 def test_a_second_process_is_refused(recipe: Path, tmp_path: Path, server: Server) -> None:
@@ -238,7 +250,9 @@ def test_text_only_batches_do_not_run_the_tower(recipe: Path, tmp_path: Path, mo
 def test_the_doctor_stops_a_run_in_which_a_part_can_not_learn(recipe: Path, tmp_path: Path) -> None:
     data = json.loads((tmp_path / "questions.json").read_text())
     (tmp_path / "questions.json").write_text(json.dumps([row for row in data if "image" not in row]))
-    with pytest.raises(RunError, match=r"no loss term gives projector a gradient(.|\n)*→ add rows with pictures"):
+    with pytest.raises(
+        RunError, match=r"advises against this run:\s+stage 'sft': no loss term gives projector a(.|\n)*→ add rows"
+    ):
         distilvlm.run(recipe, directory=tmp_path / "run")
     assert not (tmp_path / "run" / "stages").exists()
     distilvlm.run(recipe, ["stages.sft.train=[language]"], tmp_path / "other")

@@ -238,15 +238,12 @@ def test_a_full_queue_is_busy_and_cancelling_makes_room_at_once(make: Callable[.
     ("request_", "field"),
     [
         (tiny.asked(1, "other"), "model"),
-        (Request("tiny"), "messages"),
-        (Request("tiny", (Message("user", "a"),), prompt="a"), "messages"),
         (Request("tiny", (Message("assistant", "a"),)), "messages"),
         (Request("tiny", (Message("user", "x" * 300),)), "messages"),
         (Request("tiny", prompt="x" * 256), "prompt"),
         (Request("tiny", prompt=""), "prompt"),
         (Request("tiny", prompt=(3, 10**6)), "prompt"),
         (Request("tiny", prompt=(3,), pictures=(tiny.picture(0),)), "prompt"),
-        (Request("tiny", prompt="a", pictures=(tiny.picture(0),)), "prompt"),
         (Request("tiny", (Message("user", "<image>"),), pictures=(tiny.picture(0),) * 2), "messages"),
         (Request("tiny", (Message("user", "a\ud800"),)), "messages"),
         (Request("tiny", (Message("user", "<image>"),), pictures=(Image.new("1", (99999, 1)),)), "pictures"),
@@ -264,6 +261,37 @@ def test_what_can_not_be_answered_is_refused(engine: LocalEngine, request_: Requ
         engine.submit(request_)
     assert refused.value.field == field and refused.value.reason
     assert engine.numbers()["requests_total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "reason"),
+    [
+        (Request("tiny"), "messages", "give a conversation, or a prompt to go on with, one of both"),
+        (Request("tiny", (Message("user", "a"),), prompt="a"), "messages", "a prompt to go on with, one of both"),
+        (
+            Request("tiny", prompt="a", pictures=(tiny.picture(0),)),
+            "prompt",
+            "0 <image> for 1 picture: write one for each",
+        ),
+        (
+            Request("tiny", prompt="<image>a", pictures=(tiny.picture(0),) * 2),
+            "prompt",
+            "1 <image> for 2 pictures: write one for each",
+        ),
+    ],
+)
+def test_a_request_of_neither_form_or_of_too_few_pictures_is_told(
+    engine: LocalEngine, request_: Request, field: str, reason: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        engine.submit(request_)
+    assert refused.value.field == field and refused.value.reason.endswith(reason)
+
+
+def test_two_workflows_of_one_name_are_refused(engine: LocalEngine) -> None:
+    served = list(engine._served.values())
+    with pytest.raises(ValueError, match="two models are called alike: tiny, tiny"):
+        LocalEngine(engine._vlm, served * 2)
 
 
 def test_numbers_that_are_not_finite_end_their_request_alone(make: Callable[..., LocalEngine]) -> None:

@@ -167,7 +167,8 @@ def test_bodies_have_a_limit(server: Server) -> None:
         "POST", CHAT, iter([b" " * 100_000] * 3), {"Content-Type": "application/json"}, encode_chunked=True
     )
     assert connection.getresponse().status == 413
-    assert refused(server, b"\x1f\x8b", **{"Content-Encoding": "gzip"})[0] == 415
+    packed = refused(server, b"\x1f\x8b", **{"Content-Encoding": "gzip"})
+    assert packed == (415, "bodies are not decompressed: send it as it is")
     assert (
         ask(server, "POST", CHAT, {"model": "parrot", "messages": saying("ok")})[0] == 200
     )  # nothing is held any more
@@ -182,6 +183,7 @@ def test_all_bodies_together_have_a_limit_and_a_slow_one_ends(server: Server) ->
         slow.append(one)
     first = b"".join(one.recv(4096) for one in slow)
     assert b" 429 " in first and b"retry-after: 1" in first.lower()
+    assert "too much is being received" in first.decode()
     assert b" 408 " in first and b"more than 0 s" in first
     for one in slow:
         one.close()
@@ -225,7 +227,9 @@ def test_no_path_reaches_the_file_system(server: Server, path: str) -> None:
     "host", ["attacker.example", "127.0.0.1.attacker.example", "10.0.0.1:80", "", "[::2]", "a@b:c"]
 )
 def test_a_name_that_was_pointed_at_loopback_is_refused(server: Server, host: str) -> None:
-    assert ask(server, "GET", "/v1/models", headers={"Host": host})[0] == 421
+    status, _, told = ask(server, "GET", "/v1/models", headers={"Host": host})
+    assert status == 421
+    assert told["error"]["message"] == f"this server listens on loopback and is not called '{host}'"
 
 
 def test_loopback_by_any_of_its_names_is_answered(server: Server) -> None:
@@ -237,7 +241,8 @@ def test_loopback_by_any_of_its_names_is_answered(server: Server) -> None:
 def test_pages_of_other_sites_may_not_ask(server: Server) -> None:
     body = {"model": "parrot", "messages": saying("hello")}
     for origin in ("https://attacker.example", "null", "http://127.0.0.1:1"):
-        assert refused(server, body, Origin=origin)[0] == 403
+        told = refused(server, body, Origin=origin)
+        assert told == (403, f"pages of {origin} may not ask this server: see --allow-origin")
     status, headers, _ = ask(server, "POST", CHAT, body, {"Origin": f"http://{server.address}"})
     assert status == 200 and "access-control-allow-origin" not in headers
     # what a form of any page may send without being asked is no JSON to us

@@ -56,6 +56,7 @@ def test_answers_under_way_are_finished_and_new_ones_refused() -> None:
         until(lambda: engine.draining)
         status, headers, told = ask(server, "POST", "/v1/chat/completions", body)
         assert (status, headers["retry-after"], told["error"]["code"]) == (503, "30", "draining")
+        assert told["error"]["message"] == "this server is about to stop"
         assert ask(server, "GET", "/health")[::2] == (503, {"status": "draining"})
         engine.stand_still_after = 99
         asker.join(5)
@@ -76,7 +77,8 @@ def test_a_signal_ends_the_process_when_its_limit_is_over() -> None:
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out.strip()) == (0, "stopped")
     asker.join(5)
-    assert b'"text":"a"' in got[0] and b'"error"' in got[0] and b"[DONE]" not in got[0]  # the client knows
+    assert b'"text":"a"' in got[0] and b"[DONE]" not in got[0]
+    assert "the answer was cancelled by the server" in got[0].decode()  # the client knows
 
 
 def test_a_taken_port_is_told() -> None:

@@ -15,7 +15,9 @@ from distilvlm.cli import app
 from distilvlm.models.kept import FeatureError
 from distilvlm.recipe import RecipeError
 from distilvlm.runs.caching import Filling
+from distilvlm.teachers import TeacherError
 from distilvlm.teachers.encoders import EncoderTeachers, pooled
+from tests.runs.tiny import write_recipe
 from tests.runs.tiny_move import write_alone
 
 
@@ -70,6 +72,17 @@ def test_what_it_takes_is_said_before_and_nothing_when_it_is_full(recipe: Path, 
 def test_a_changed_maker_is_refused_by_name(recipe: Path, filled: Filling, change: dict[str, Any], told: str) -> None:
     with pytest.raises(FeatureError, match=told):
         Filling(recipe, change)
+
+
+def test_an_encoder_of_fewer_tokens_than_it_is_pooled_to_is_refused(recipe: Path) -> None:
+    with pytest.raises(TeacherError, match=r"encoders\.cnn\.pool is 9, but the encoder gives only \d×\d tokens"):
+        Filling(recipe, {"encoders.cnn.pool": 9})
+
+
+def test_a_recipe_that_compares_with_no_encoder_has_nothing_to_keep(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, rows=1, pictures={}, encoders={"cnn": {"from": "cnn"}}, cache={"path": "kept"})
+    with pytest.raises(RecipeError, match=r"recipe 'tiny': no stage compares with encoders \(loss\.encoder\): nothing"):
+        Filling(path)
 
 
 def test_a_changed_picture_is_seen_anew_and_others_stay(recipe: Path, filled: Filling, tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def test_area_interpolation_by_hand():
     assert torch.equal(interpolated(rows, (4, 4), (4, 4)), rows)
 
 
+def test_models_without_tokenizers_are_not_compared(place, student):
+    """A plan may lack a hub's files."""
+    with pytest.raises(TeacherError, match="teacher and student need their tokenizers"):
+        taught(replace(student, tokenizer=None), spec(place, "bytes", VISION, 24))
+
+
 def test_rows_that_are_no_whole_grid_are_refused(student):
     layout = replace(student.layout, placeholders=3, visual=(True,) * 3)
     with pytest.raises(TeacherError, match=r"2 × 2 patches is 3 visual tokens to the teacher .*vision\.select"):

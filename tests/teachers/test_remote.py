@@ -78,12 +78,14 @@ def mortal(local: LocalTeacher, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tea
     server.kill()
 
 
-def remote(recipe: Recipe, server: Teaching, student: VLM, **changes: object) -> RemoteTeacher:
+def remote(
+    recipe: Recipe, server: Teaching, student: VLM, outline: VLM | None = None, **changes: object
+) -> RemoteTeacher:
     assert recipe.teacher is not None
     fields = {"precision": changes.pop("precision", "fp32")}
     there = {"url": server.url, "patience": 5.0, "timeout": 5.0, **changes}
     spec = recipe.teacher.model_dump(by_alias=True, exclude_unset=True) | {"kind": "remote", "remote": there, **fields}
-    return RemoteTeacher(type(recipe.teacher).model_validate(spec), student, CPU)
+    return RemoteTeacher(type(recipe.teacher).model_validate(spec), student, CPU, outline)
 
 
 def rows_of(batch: Batch) -> torch.Tensor:
@@ -242,6 +244,27 @@ def test_what_cannot_teach_this_student_is_refused_with_both_sides_named(
             remote(recipe, running, build(type(recipe.student).model_validate(spec), 0))
     with pytest.raises(TeacherError, match=r"teacher\.precision is bf16, and http://\S+ holds its weights in fp32"):
         remote(recipe, running, student, precision="bf16")
+    told = r"the recipe's teacher has width 16, and the model at http://\S+ 24: name the model that is served"
+    with pytest.raises(TeacherError, match=told):  # the student is narrower than what is served
+        remote(recipe, running, student, outline=student)
+
+
+@pytest.mark.parametrize(("tensors", "found"), [({"hidden": torch.zeros(2, 3)}, r"\[2, 3\]"), ({}, "missing")])
+def test_an_answer_that_is_not_the_rows_asked_for_is_refused(
+    recipe: Recipe,
+    student: VLM,
+    running: Teaching,
+    batches: list[Batch],
+    monkeypatch: pytest.MonkeyPatch,
+    tensors: dict[str, torch.Tensor],
+    found: str,
+) -> None:
+    teacher = remote(recipe, running, student)
+    monkeypatch.setattr(running.server, "hidden", lambda *_: save({"other": torch.zeros(1), **tensors}))
+    rows = rows_of(batches[1])
+    told = rf"the hidden that http://\S+ sent is {found}, not \[{len(rows)}, 24\]"
+    with pytest.raises(TeacherError, match=told):
+        teacher.targets(batches[1], rows, None)
 
 
 def test_a_server_of_another_kind_is_named(
@@ -277,7 +300,8 @@ def test_what_is_no_question_is_answered_with_what_is_wrong(running: Teaching, b
     assert post(save(right))[0] == 200
     for change, told in (
         ({"input_ids": right["input_ids"] + 1000}, "input_ids reach up to"),
-        ({"input_ids": right["input_ids"].int()}, "input_ids is torch.int32"),
+        ({"input_ids": right["input_ids"].int()}, "input_ids is torch.int32, not torch.int64"),
+        ({"attention_mask": right["attention_mask"][:3]}, "] and attention_mask [3, "),
         ({"attention_mask": right["attention_mask"] * 2}, "attention_mask has other values"),
         ({"rows": right["rows"] - 1000}, "rows are not different positions"),
         ({"placeholder_rows": right["placeholder_rows"][1:]}, "placeholders for 3 pictures of 4 each"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from distilvlm.data.batch import CHOSEN, REJECTED, Batch
 from distilvlm.losses import Objective
 from distilvlm.models import routing
 from distilvlm.models.compose import build
+from distilvlm.models.mixture import MixConfig, mix
 from distilvlm.models.upcycling import upcycle
 from distilvlm.models.vlm import VLM
 from distilvlm.recipe.models import ModelSpec
@@ -118,6 +120,16 @@ def test_a_dense_student_tells_nothing_of_routing_and_has_no_balance(dense: VLM)
     assert run(Task(dense, Objective(), None).train(), batch_of([9, 7]))["routing"] is None
     with pytest.raises(ValueError, match=r"the student is dense: upcycle it \(transform: \[\{do: upcycle\}\]\)"):
         Task(dense, Objective(balance=0.01), None)
+
+
+def test_the_balance_of_a_tower_needs_experts_that_train(dense: VLM) -> None:
+    vlm, balanced = replace(dense, model=copy.deepcopy(dense.model)), Objective(expert_balance=0.01)
+    with pytest.raises(ValueError, match=r"it has no two in a layer: mix some in \(transform: \[\{do: mix, experts: 3"):
+        Task(vlm, balanced, None)
+    mix(vlm.model.model.vision_tower, MixConfig(rank=2), vlm.layout.layer)
+    vlm.model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"moves routers of the vision tower, of which nothing trains: add vision\.ro"):
+        Task(vlm, balanced, None)
 
 
 def test_the_reference_lets_padding_count_and_take_places(sparse: VLM) -> None:

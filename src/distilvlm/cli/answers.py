@@ -102,19 +102,31 @@ def file_name(answers: Path | Sequence[Path] | None, taken: Mapping[str, Any] | 
 
 @dataclass(frozen=True)
 class Judging:
-    """The judge that was chosen."""
+    """The judge that was chosen, before a model is asked for hours what it shall judge."""
 
     choice: str
     prompt: Path | None
-    kept: Path | None
-    out: Path | None
-    url: str | None
-    model: str | None
+    kept: Path | None  # where an http judge's words go
+    endpoint: Endpoint | None  # of an http judge
+
+    @classmethod
+    def by(
+        cls, choice: str, prompt: Path | None, kept: Path | None, out: Path | None, url: str | None, model: str | None
+    ) -> Judging:
+        """Raises typer.BadParameter, JudgeError: an http judge whose words have no place, or that is nowhere."""
+        from distilvlm.evaluate.hallucination import Endpoint
+
+        if choice != "http":
+            return cls(choice, prompt, None, None)
+        kept = kept or (out and out.with_name(f"{out.stem}-judged.jsonl"))
+        if kept is None:
+            raise typer.BadParameter("say where the judge's words are kept, or give --out", param_hint="--judged")
+        return cls(choice, prompt, kept, Endpoint.from_environment(url, model))
 
     @property
     def name(self) -> str:
-        names = {"rule": "words of objects", "http": self.model or "a language model"}
-        return names.get(self.choice, Path(self.choice).name)
+        names = {"rule": "words of objects", "http": self.endpoint and self.endpoint.model}
+        return names.get(self.choice) or Path(self.choice).name
 
     def rate(
         self, asked: Asked, predictions: Sequence[str], table: Synonyms | None
@@ -140,19 +152,16 @@ class Judging:
         table: Synonyms,
         prompted: Callable[[Endpoint, str | None], Prompted],
     ) -> tuple[list[Case], list[Judgement]]:
-        from distilvlm.evaluate.hallucination import Case, Endpoint, LocalRule, Rated, judged
+        from distilvlm.evaluate.hallucination import Case, LocalRule, Rated, judged
 
         cases = [Case.of(question, text) for question, text in zip(asked.questions, predictions, strict=True)]
         if self.choice == "rule":
             return cases, judged(cases, LocalRule(table))
-        if self.choice != "http":
+        if self.endpoint is None:
             return cases, judged(cases, Rated(self.choice, cases))
-        kept = self.kept or (self.out and self.out.with_name(f"{self.out.stem}-judged.jsonl"))
-        if kept is None:
-            raise typer.BadParameter("say where the judge's words are kept, or give --out", param_hint="--judged")
-        judge = prompted(Endpoint.from_environment(self.url, self.model), self.prompt and self.prompt.read_text())
+        judge = prompted(self.endpoint, self.prompt and self.prompt.read_text())
         with interruptible():
-            return cases, judged(cases, judge, kept)
+            return cases, judged(cases, judge, self.kept)
 
 
 def scored(asked: Asked, given: Mapping[str, Sequence[str]], measures: Mapping[str, Measure]) -> dict[str, Evaluation]:

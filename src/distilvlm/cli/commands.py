@@ -42,13 +42,16 @@ def plan(
     measure: Annotated[
         bool, typer.Option(help="Estimate memory, time and disk on this machine, too: some seconds of computing.")
     ] = True,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="What each of so many takes; default: as a launcher says, or 1.")
+    ] = None,
 ) -> None:
     """Show what a recipe would do: parts, counts, updates, rows per loss term, what it costs here. Needs no weights."""
     from distilvlm.runs.plan import plan as resolve
     from distilvlm.runs.plan_table import print_plan
 
     logging.getLogger("distilvlm").setLevel(logging.WARNING)  # the table says it all
-    resolved = resolve(recipe, set or [], measure)
+    resolved = resolve(recipe, set or [], measure, processes)
     if as_json:
         typer.echo(json.dumps(resolved.as_json(), indent=1))
     else:

@@ -272,8 +272,8 @@ def _tokenizer(name: str) -> Any:
     quiet_transformers()
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise DataError(f"--tokenizer {name} can't be loaded: {error}") from None
+    except Exception as error:  # of a damaged file it can be any
+        raise DataError(f"--tokenizer {name} can't be loaded: {type(error).__name__}: {error}") from None
 
 
 def _named(path: str) -> str:

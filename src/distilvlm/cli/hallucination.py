@@ -148,13 +148,13 @@ def mmhal(
     from distilvlm.evaluate.hallucination import Synonyms, ratings, read_mmhal, write_mmhal
 
     file = data or needed(answers)
+    judging = Judging.by(judge, prompt, judged, out, judge_url, judge_model)
     asked = read_mmhal(file, images, pictures=model is not None)
     asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row, workflow)
     asked, predictions = asking.answers(asked, read_each(answers, [asked]))
     if responses is not None:
         write_mmhal(responses, asked, predictions)
     table = Synonyms.read(synonyms) if synonyms else None
-    judging = Judging(judge, prompt, judged, out, judge_url, judge_model)
     cases, said = judging.rate(asked, predictions, table)
     name = asking.called(answers)
     rows = scored(asked, {name: predictions}, {name: ratings(cases, said)})
@@ -195,6 +195,7 @@ def objhal(
     from distilvlm.evaluate.hallucination import captions as measure_of
 
     file = data or needed(answers)
+    judging = Judging.by(judge, prompt, judged, out, judge_url, judge_model)
     asked = described(file) if data is None else read_objhal(file, images, pictures=model is not None)
     asked, table = annotated(asked, annotations, synonyms)
     asking = Asking(model, template, batch_size, max_new_tokens, on_bad_row, workflow)
@@ -202,7 +203,6 @@ def objhal(
     name = asking.called(answers)
     if responses is not None:
         write_objhal(responses, asked, predictions, name)
-    judging = Judging(judge, prompt, judged, out, judge_url, judge_model)
     cases, said = judging.name_objects(asked, predictions, table)
     measure = measure_of(table, references=references, finder=named_by(cases, said, table))
     rows = scored(asked, {name: predictions}, {name: measure.led_by("response_rate", "mention_rate", "coverage")})

@@ -32,12 +32,14 @@ Adaptors = Annotated[
 
 def adaptor_paths(given: list[str] | None) -> dict[str, str]:
     """NAME=PATH of `--adaptor` as a table. Raises typer.BadParameter."""
-    pairs = [one.partition("=") for one in given or []]
-    if wrong := [name for name, _, path in pairs if not name or not path]:
-        raise typer.BadParameter(f"'{wrong[0]}' is not NAME=PATH", param_hint="--adaptor")
-    table = {name: path for name, _, path in pairs}
-    if len(table) < len(pairs):
-        raise typer.BadParameter("two adaptors have one name", param_hint="--adaptor")
+    table: dict[str, str] = {}
+    for one in given or []:
+        name, _, path = one.partition("=")
+        if not (name and path):
+            raise typer.BadParameter(f"'{one}' is not NAME=PATH", param_hint="--adaptor")
+        if name in table:
+            raise typer.BadParameter(f"two adaptors are called '{name}': rename one", param_hint="--adaptor")
+        table[name] = path
     return table
 
 

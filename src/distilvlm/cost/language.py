@@ -36,6 +36,7 @@ from .numbers import as_bytes
 from .result import StageCost
 from .scale import trained
 from .shapes import Shapes
+from .sharing import Sharing, SplitTeacher
 
 PAGES_AROUND = 192 * 1024
 """Bytes that the kernel maps around a picture's kept features when they are read, as seen on Linux 6."""
@@ -78,6 +79,7 @@ class LanguageStage:
         self.vision_trains = any(
             name.startswith("model.vision_tower.") for part in self.members.values() for name in part
         )
+        self.sharing = Sharing(student, self.members, recipe.machine, world, device)
         self.shapes: Shapes
         self.data: StageData | None
 
@@ -135,6 +137,7 @@ class LanguageStage:
         if look is not None and self.reference is None:
             notes.append("what the teacher's look at the records takes needs the teacher, which is not here yet")
         most = max(peak, (look and look.peak_memory_bytes) or 0)
+        notes += self.sharing.notes
         limit = machine_bytes(self.device)
         fits = limit is None or most <= limit
         if not fits and limit is not None:
@@ -153,6 +156,8 @@ class LanguageStage:
                 pieces, seconds, mean, how = self._time(clock)
                 total = None if self.shapes.total is None else mean * self.shapes.total
                 notes.append(how)
+            if self.world > 1 and seconds is not None:
+                notes.append("time does not have what processes send each other")
         return StageCost(
             stage=spec.name,
             peak_memory_bytes=peak,
@@ -164,6 +169,7 @@ class LanguageStage:
             updates=self.shapes.total,
             seconds=total,
             look=look,
+            waiting=self.sharing.waiting,
             fits=fits,
             notes=tuple(notes),
         )
@@ -185,28 +191,36 @@ class LanguageStage:
             checkpointing=self.recipe.machine.gradient_checkpointing,
             choosing=choosing(self.recipe, self.spec),
             kept=self.given,
+            split=self.sharing.split,
         )
 
     def _memory(self, working: int | None) -> dict[str, int]:
-        situation = self._situation(largest=True)
-        gradients = 4 * count(self.members)
+        situation, sharing = self._situation(largest=True), self.sharing
         if working is None:
-            working = max(0, max(phases(situation).values()) - (0 if situation.accumulates else gradients))
-        student = parameter_bytes(self.student.model, torch.float32)
-        adaptors = sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees[1:])
+            made = 0 if situation.accumulates or situation.split else 4 * count(self.members)
+            working = max(0, max(phases(situation).values()) - made)
+        student, *adaptors = sharing.trees
         teacher = 0 if self.teacher is None else self._teacher_bytes(self.teacher, situation.teacher_dtype)
+        split = None
         if self.teacher is not None and self.given is not None:
             teacher = head_bytes(self.given, situation)
+        elif self.teacher is not None and sharing.split and self.recipe.machine.shard_teacher:
+            split = SplitTeacher.of(self.teacher, situation.teacher_dtype, self.world)
+            teacher -= split.saved
         parts = {"process": self.base if self.device.type == "cpu" else 0, "student": student, "teacher": teacher}
         if adaptors:
-            parts["adaptors"] = adaptors
+            parts["adaptors"] = sum(adaptors)
         if self.spec.loss.encoder:
             parts["encoders"] = self.taught.held
             working = max(working + self.taught.compared, self.taught.looking)
-        parts |= {"gradients": gradients, "optimiser": 2 * gradients}
+        beside = sharing.beside(working)
+        if split is not None:
+            beside["gathered"] = max(beside["gathered"], split.gathered)
+        parts |= {"gradients": sharing.gradients, "optimiser": 2 * sharing.gradients, **beside}
         parts |= {"working": working, "data": self._data_bytes(situation) + self._mapped_bytes()}
         if self.device.type == "cpu":
-            parts["allocator"] = round((3 * gradients + working) * (SLACK - 1))
+            tensors = 3 * sharing.gradients + sum(beside.values()) + working
+            parts["allocator"] = round(tensors * (SLACK - 1))
         return parts
 
     def _teacher_bytes(self, teacher: VLM, dtype: torch.dtype) -> int:
@@ -241,10 +255,11 @@ class LanguageStage:
             typical = replace(typical, batch=self.shapes.record, computes_vision=True)
             head = head_bytes(self.kept, typical)
         working = looking(situation, teacher)
+        away = self.sharing.split and self.device.type != "cpu"  # it is brought here when it is split
         peak = sum(
             (
                 self.base if self.device.type == "cpu" else 0,
-                sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees),
+                0 if away else sum(parameter_bytes(tree, torch.float32) for tree in self.student.trees),
                 self._teacher_bytes(teacher, situation.teacher_dtype),
                 head,
                 round(working * (SLACK if self.device.type == "cpu" else 1)),

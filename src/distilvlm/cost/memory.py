@@ -56,6 +56,7 @@ class Situation:
     checkpointing: bool
     choosing: Choosing = ("argmax", None)  # of a sparse student's routers
     kept: KeepSpec | None = None  # of a teacher whose targets are read from disk
+    split: bool = False  # processes share the student: of its layers no gradient stays whole, of all else each does
 
 
 Watch = Callable[[Situation, FakeTensorMode, Sequence[int], int, Sequence[int], Batch], dict[str, int]]
@@ -100,7 +101,8 @@ class Live(TorchDispatchMode):
 
 def phases(situation: Situation) -> dict[str, int]:
     """Most bytes held in each phase of a micro-batch ('vision', 'teacher', 'forward', 'backward'), beyond weights,
-    optimiser and the batch; gradients of what trains are included, unless an earlier micro-batch has made them."""
+    optimiser and the batch; gradients of what trains are included, unless an earlier micro-batch has made them, or
+    processes split them."""
     return _extrapolated(situation, _watch)
 
 
@@ -157,6 +159,10 @@ def _watch(
     student.train()
     if s.checkpointing:
         forward.enable_gradient_checkpointing(student.model)
+    layers = [p for layer in forward.layers(student.model) for p in layer.parameters()]
+    if s.split and s.autocast is not None:  # gathered so; a cast of each would stay until the backward pass
+        for parameter in layers:
+            parameter.data = make(parameter.detach().to(s.autocast))
     weights = student.tensors
     if guide is not None:
         parts.freeze(guide.model)
@@ -170,11 +176,11 @@ def _watch(
     grams = step.grams()
     theirs = None if guide is None else features_like(s.batch.teacher or s.batch, guide)
     found: dict[str, int] = {}
-    if s.accumulates:
-        for part in members.values():
-            for parameter in part.values():
-                parameter.grad = make(parameter.detach())
-                weights.append(parameter.grad)
+    made = layers if s.split else [p for part in members.values() for p in part.values()]
+    for parameter in made if s.split or s.accumulates else ():
+        if parameter.requires_grad:
+            parameter.grad = make(parameter.detach())
+            weights.append(parameter.grad)
     live = Live([*weights, *(g for g in grams if g is not None), canvas])
     phase = "vision"
 

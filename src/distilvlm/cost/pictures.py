@@ -17,8 +17,9 @@ from distilvlm.teachers.encoders import Shape
 from . import encoders
 from .clock import Clock
 from .encoders import Teaching
-from .memory import count, parameter_bytes
+from .memory import count
 from .scale import train_only, trained
+from .sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,20 @@ class PictureStage:
         taught = encoders.teaching(recipe, stage, student, self.shapes, together)
         vision = any(name.startswith("model.vision_tower.") for part in members.values() for name in part)
         working, operations = encoders.seeing(student, together, vision, recipe.machine.gradient_checkpointing)
-        gradients = 4 * count(members)
+        sharing = Sharing(student, members, recipe.machine, self.world, self.device)
+        if sharing.split:  # no layer of a language model has any: all are whole until they are added up
+            working += 4 * count(members)
         working = max(working + taught.compared, taught.looking)
+        beside = sharing.beside(working, runs=False)
         size = self.student.layout.size
         larger = max((shape.size for shape in self.shapes.values()), default=0) if recipe.cache is None else 0
         memory = {
             "process": self.base if self.device.type == "cpu" else 0,
-            "student": parameter_bytes(self.student.model, torch.float32),
+            "student": sum(sharing.trees),
             "encoders": taught.held,
-            "gradients": gradients,
-            "optimiser": 2 * gradients,
+            "gradients": sharing.gradients,
+            "optimiser": 2 * sharing.gradients,
+            **beside,
             "working": working,
             "data": 3 * own * (size**2 + (larger**2 if larger > size else 0)),
         }
@@ -77,7 +82,8 @@ class PictureStage:
             pictures, updates = self.numbers(data)
             shown = 0 if pictures is None else min(pictures, (updates or 0) * stage.optim.batch)
             memory["data"] += taught.mapped(shown, pictures or 0)
-            memory["allocator"] = round((3 * gradients + working) * (self.slack - 1))
+            tensors = 3 * sharing.gradients + sum(beside.values()) + working
+            memory["allocator"] = round(tensors * (self.slack - 1))
         if clock is None:
             return memory, {}, taught
         speed = clock.flops(torch.bfloat16 if recipe.machine.precision == "bf16" else torch.float32)

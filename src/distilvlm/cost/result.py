@@ -22,6 +22,7 @@ class StageCost:
     updates: int | None = None
     seconds: float | None = None  # the whole stage
     look: Look | None = None  # of a stage of preferences, before it begins
+    waiting: int = 0  # bytes of each process in the CPU's memory beside the device's (machine.offload)
     fits: bool = True  # in the memory of this machine or card
     notes: tuple[str, ...] = ()
 

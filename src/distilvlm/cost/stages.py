@@ -26,6 +26,7 @@ from .numbers import as_bytes
 from .pictures import PictureStage
 from .result import StageCost
 from .scale import trained, undisturbed
+from .sharing import Sharing
 
 BUDGET = 10.0
 """Seconds that an estimate of a whole recipe may time pieces for; counting memory comes on top."""
@@ -114,11 +115,13 @@ def _of_pictures(stage: PictureStage, given: Mapping[str, StageData] | None, clo
         data = stage_data(recipe, spec, None, student.layout, sources)
     pictures, updates = stage.numbers(data)
     memory, time, taught = stage.measured(data, clock)
-    flat = {name: p for part in trained(student.model, spec.train).values() for name, p in part.items()}
+    members = trained(student.model, spec.train)
+    sharing = Sharing(student, members, recipe.machine, stage.world, stage.device)
+    flat = {name: p for part in members.values() for name, p in part.items()}
     written = disk.of_stage(recipe, stage.index, student, flat, updates)
     peak, limit = sum(memory.values()), machine_bytes(stage.device)
     notes = [f"needs {as_bytes(peak)}, this machine has {as_bytes(limit)}"] if limit and peak > limit else []
-    notes += taught.notes(pictures)
+    notes += [*sharing.notes, *taught.notes(pictures)]
     seconds = sum(time.values()) if time else None
     if time:
         notes.append("time is counted in multiplications, at the speed of a large product: the least to be expected")
@@ -132,6 +135,7 @@ def _of_pictures(stage: PictureStage, given: Mapping[str, StageData] | None, clo
         disk=written.parts,
         updates=updates,
         seconds=None if seconds is None or updates is None else seconds * updates,
+        waiting=sharing.waiting,
         fits=limit is None or peak <= limit,
         notes=tuple(notes),
     )

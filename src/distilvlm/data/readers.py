@@ -11,13 +11,16 @@ from typing import Any
 
 from distilvlm.data import preferences
 from distilvlm.data.batch import BadRow
+from distilvlm.data.glance import Glance, glance
 from distilvlm.data.problems import DataError, RowError
 from distilvlm.data.records import Preferences, Records
 from distilvlm.data.streams import MalformedRow, Stored, open_rows
+from distilvlm.data.streams.listing import Listing
 from distilvlm.data.streams.records import ReadRecords
 from distilvlm.data.streams.survey import survey
 from distilvlm.data.turns import Draft, Form, conversation, kind, listed
 from distilvlm.recipe.schema import SourceSpec
+from distilvlm.storage import is_inside
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def read(spec: SourceSpec, name: str) -> Source:
     root = Path(spec.images) if spec.images else _beside(spec.path)
     format, preferences = _told(spec, name, rows, count)
     drafted = Drafted("llava" if format == "llava" else "messages", preferences, root)
-    found = survey(name, rows, count, drafted, root, [format, preferences])
+    found = survey(name, rows, count, Looked(drafted, Listing(root)), root, [format, preferences])
     source = Source(
         name,
         spec,
@@ -116,6 +119,22 @@ class Drafted:
             raise RowError("row", f"is {kind(value)}, not an object")
         preferences.check_family(value, self.preferences)
         return _drafted(value, self.form, self.root)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is asked of a row that is looked at for the first time; loader processes can be handed it."""
+
+    drafted: Drafted
+    pictures: Listing
+
+    def __call__(self, value: Any) -> Glance | Draft:
+        """Raises `RowError`."""
+        if self.drafted.preferences is None:
+            found = glance(value, self.drafted.form)
+            if found is not None and all([is_inside(name) or self.pictures.has(name) for name in found.images]):
+                return found
+        return self.drafted(value)
 
 
 def check_llava(value: dict[str, Any], root: Path) -> None:

@@ -27,7 +27,7 @@ from .alone import Alone, Encoder
 from .llava_mod import SELECT, geometry_in, tensors_in
 from .mixture import MixConfig, mix
 from .save import Geometry
-from .sources import NotHere, config_of
+from .sources import NotHere, config_of, require_tensors
 from .towers import checkpoint_statistics, family_statistics, layout_of, pretrained_tower, vision_half
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def load(
     if not any(name.endswith(".mlp.fc1.weight") for name in state):
         log.info("%s has experts alone, and not the tower they belong to: that is %s", place, named)
         state = {**pretrained_tower(named, config, dtype).state_dict(), **state}
-    tower = tower_of(state, config, alpha, routing, dtype)
+    tower = tower_of(state, config, alpha, routing, dtype, f"checkpoint {place}")
     statistics = checkpoint_statistics(named) or family_statistics(config.model_type)
     select: Any = SELECT[facts.get("mm_vision_select_feature", "patch")]
     layout = layout_of(config, facts.get("mm_vision_select_layer", -2), select, statistics)
@@ -86,12 +86,14 @@ def tower_of(
     alpha: float = 1.0,
     routing: Literal["top1", "dense"] = "top1",
     dtype: torch.dtype = torch.float32,
+    told: str = "the checkpoint",
 ) -> PreTrainedModel:
     """A tower with experts from tensors under our names.
 
     Args:
         state: as `stock_names` gives it.
         config: of the stock tower; stays as it is.
+        told: whose tensors they are.
 
     Raises:
         ValueError: no experts; a tensor that is missing, left over or of another shape.
@@ -99,15 +101,14 @@ def tower_of(
     layers = sorted(
         {int(found[1]) for name in state if (found := re.match(r"encoder\.layers\.(\d+)\..*mixture", name))}
     )
-    if not layers:
-        raise ValueError("no tensor is an expert's (moe_down, moe_up): this is no checkpoint of MoVE-KD's")
-    count, rank, _ = state[f"encoder.layers.{layers[0]}.mlp.mixture.experts.0.down"].shape
+    stacks = [value for name, value in state.items() if name.endswith(".mixture.experts.0.down")]
+    if not stacks:
+        raise ValueError(f"{told}: no tensor is an expert's (moe_down, moe_up): this is no checkpoint of MoVE-KD's")
+    count, rank, _ = stacks[0].shape
     tower = AutoModel.from_config(config, dtype=dtype)
     mix(tower, MixConfig(experts=count, rank=rank, alpha=alpha, routing=routing, layers=layers), layer=-1)
-    missing, left_over = tower.load_state_dict({name: value.to(dtype) for name, value in state.items()}, strict=False)
-    for what, keys in (("lacks", missing), ("has unknown", left_over)):
-        if keys:
-            raise ValueError(f"the checkpoint {what} {len(keys)} tensors of a tower with experts: {keys[:3]}")
+    require_tensors(told, tower.state_dict(), state, "of a tower with experts")
+    tower.load_state_dict({name: value.to(dtype) for name, value in state.items()})
     return tower.eval()
 
 
@@ -142,5 +143,6 @@ def of_feed_forward(reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             state[name.removeprefix("original_module.")] = value
     for name, each in experts.items():
-        state[name] = torch.stack([each[number] for number in range(len(each))])
+        if set(each) == set(range(len(each))):  # otherwise it is told as missing, by our name
+            state[name] = torch.stack([each[number] for number in range(len(each))])
     return state

@@ -325,7 +325,7 @@ def _require_known(model: Model, name: str, parts: dict[str, Parameters]) -> Non
     known += [leaf for leaf in LEAVES if "." in leaf and leaf not in NEVER]
     if name not in (*known, *NEVER):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise ValueError(f"unknown part '{name}'{hint} Known parts: {', '.join(known)}")
     if name == "language.head" and head_is_tied(model):
         raise ValueError(

@@ -152,15 +152,21 @@ def load_weights(directory: Path, parameters: Mapping[str, nn.Parameter]) -> Non
 def load(
     directory: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Put weights and optimiser back; returns the random states of every process that made the checkpoint."""
+    """Put weights and optimiser back; returns the random states of every process that made the checkpoint.
+
+    Raises:
+        RunError: a name or shape is not as expected.
+    """
     load_weights(directory, parameters)
     names = {parameter: name for name, parameter in parameters.items()}
     with readable(directory), Stored(directory, "optimizer") as stored:
-        owners = {key: parameters.get(key.rpartition("::")[0]) for key in stored.names}
-        if None in owners.values():
-            odd = sorted(key for key, parameter in owners.items() if parameter is None)
-            raise RunError(f"{directory} holds the optimiser's state of other parameters: {odd[:5]}")
-        read = {key: stored.rows(key, held(p)) for key, p in owners.items() if p is not None}
+        owners = {key: key.rpartition("::")[0] for key in stored.names}
+        if owners and set(owners.values()) != parameters.keys():
+            odd = sorted(set(owners.values()) ^ parameters.keys())
+            raise RunError(
+                f"{directory} holds the optimiser's state of other parameters: {odd[:5]} ({len(odd)} names differ)"
+            )
+        read = {key: stored.rows(key, held(parameters[name])) for key, name in owners.items()}
     load_state_tensors(optimizer, read, names)
     with readable(directory):
         return load_file(directory / "random.safetensors")

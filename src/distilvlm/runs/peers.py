@@ -86,11 +86,7 @@ class Peers:
             yield
             return
         meeting = next(_meetings)
-        # Of this thread alone: calls of one store wait for each other.
-        ours: Any = distributed.distributed_c10d._get_default_store()
-        ours = ours.clone()
-        ours.set_timeout(timedelta(seconds=max(1.0, self._beat)))
-        self._store = distributed.PrefixStore(f"distilvlm/peers/{meeting}", ours)
+        self._store = distributed.PrefixStore(f"distilvlm/peers/{meeting}", self._connected())
         self._exchange()
         thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         thread.start()
@@ -107,6 +103,25 @@ class Peers:
         self._over.set()
         thread.join()
         self._leave("")
+
+    def _connected(self) -> Any:
+        """A store of this thread alone, where all met: calls of one store wait for each other.
+
+        Raises:
+            PeerError: nobody answers there; a launcher that was killed had the store, and left its processes behind.
+        """
+        everybodys: Any = distributed.distributed_c10d._get_default_store()
+        before = everybodys.timeout
+        everybodys.set_timeout(timedelta(seconds=max(1.0, self._grace)))  # of connecting, too
+        try:
+            ours = everybodys.clone()
+        except RuntimeError as error:
+            self._lost = str(error).splitlines()[0]
+            raise PeerError(self._told()) from error
+        finally:
+            everybodys.set_timeout(before)
+        ours.set_timeout(timedelta(seconds=max(1.0, self._beat)))
+        return ours
 
     def _watch(self) -> None:
         while not self._over.wait(self._beat):

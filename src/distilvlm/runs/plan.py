@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -100,16 +101,23 @@ class Plan:
     stages: list[StagePlan]
     machine: str | None = None  # where costs were measured
     encoders: list[EncoderPlan] = field(default_factory=list)
+    processes: int = 1  # that train together; costs are of each
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str] = (), measure: bool = False) -> Plan:
+def plan(
+    recipe: str | Path | Recipe,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    measure: bool = False,
+    processes: int | None = None,
+) -> Plan:
     """Resolve a recipe.
 
     Args:
         measure: estimate memory, time and disk of every stage, too, which takes some seconds of this machine.
+        processes: that will train together, each on a device as this machine's; default: as a launcher says, or 1.
 
     Raises:
         RecipeError: the recipe is wrong.
@@ -118,6 +126,7 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
     student, student_plan = _model(recipe.student, recipe.seed)
     teacher, teacher_plan = (None, None) if recipe.teacher is None else _model(recipe.teacher, recipe.seed)
     assert not isinstance(teacher, Encoder)  # the schema refuses one
@@ -133,10 +142,10 @@ def plan(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[st
     ]
     machine: str | None = None
     if measure and student is not None:
-        costs = cost.estimate(recipe, student, teacher, data=data)
+        costs = cost.estimate(recipe, student, teacher, data=data, world=processes)
         stages = [replace(stage, cost=one) for stage, one in zip(stages, costs, strict=True)]
         machine = cost.this_machine()
-    return Plan(recipe.name, student_plan, teacher_plan, stages, machine, encoders)
+    return Plan(recipe.name, student_plan, teacher_plan, stages, machine, encoders, processes)
 
 
 def _encoders(recipe: Recipe, student: VLM | Encoder) -> list[EncoderPlan]:

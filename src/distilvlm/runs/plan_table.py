@@ -52,9 +52,10 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _print_costs(plan: Plan, console: Console) -> None:
-    table = Table(
-        box=None, pad_edge=False, header_style="bold", title=f"cost here: {plan.machine}", title_justify="left"
-    )
+    title = f"cost here: {plan.machine}"
+    if plan.processes > 1:
+        title += f", of each of {plan.processes} processes"
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for column in ("stage", "peak memory", "of it", "per update", "of it", "in all", "on disk"):
         table.add_column(column, justify="left" if column in ("stage", "of it") else "right")
     costs = [stage.cost for stage in plan.stages if stage.cost is not None]

@@ -7,7 +7,7 @@ that it takes, so the plan for smaller ones is scaled by how far it was off.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,15 @@ def _held(loop: Loop, vlm: Any, teacher: Any) -> dict[str, int]:
     gradients = [p.grad for p in loop.task.parameters() if p.grad is not None]
     state = [v for one in loop.optimizer.state.values() for v in one.values() if isinstance(v, Tensor)]
     theirs = [] if teacher is None else teacher.tensors
-    return dict(zip(HELD, map(_bytes, (vlm.tensors, theirs, gradients, state, [])), strict=True))
+    device = loop.accelerator.device
+    kinds = (vlm.tensors, theirs, gradients, state, [])
+    return {name: _bytes(map(local, kind), device) for name, kind in zip(HELD, kinds, strict=True)}
 
 
-def _bytes(tensors: list[Tensor]) -> int:
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in map(local, tensors)}
-    return sum(storages.values())
+def _bytes(tensors: Iterable[Tensor], device: torch.device) -> int:
+    """Those on the device: rows may wait in the CPU's memory."""
+    there = [one.untyped_storage() for one in tensors if one.device.type == device.type]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in there}.values())
 
 
 def _estimated(

@@ -52,6 +52,8 @@ ADVICE = {
     "be set in this one. optim.clip does not help: the gradient can't be scaled any more",
     "norm": "A lower optim.lr or a longer optim.warmup, in a new run",
     "nothing": "If the same command gets past it, memory or device failed: test them. Else look at the batch",
+    "split": "The same command without a launcher goes on from the last checkpoint with one process, which looks for "
+    "the module and the sample. With bf16, --set machine.precision=fp32 may be set in this run",
     "exploding": "A lower optim.lr, a longer optim.warmup or optim.clip: 1.0, in a new run; or look at the samples. To "
     "go on all the same: --set machine.explosion.then=warn",
 }
@@ -129,7 +131,10 @@ def _found(
     error: UpdateError, loop: Loop, material: Material, recipe: Recipe, stage: StageSpec, accelerator: Accelerator
 ) -> Finding:
     if sharded(recipe.machine, accelerator):
-        return Finding("nothing", "not looked for, since weights are split over processes")
+        what = "the loss of this batch" if loop.now.suspect is not None else "no loss of this process"
+        return Finding(
+            "split", f"{what}; by which module is not looked for where processes hold parts", batch=loop.now.suspect
+        )
     number = error.update - 1
     exploding = isinstance(error, ExplodingError)
     made = _made(material, Grouping.of(recipe.machine, stage), number, accelerator)

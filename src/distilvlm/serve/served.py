@@ -101,7 +101,8 @@ class Served:
             text = PICTURE.join(neutralise(part, "prompt")[0] for part in parts)
             if text.count(PICTURE) != pictures:
                 found = text.count(PICTURE)
-                raise RowError("prompt", f"{found} {IMAGE_TOKEN} for {pictures} picture{'s' * (pictures > 1)}")
+                told = f"{found} {IMAGE_TOKEN} for {pictures} picture{'s' * (pictures > 1)}: write one for each"
+                raise RowError("prompt", told)
             encoded = self.template.beginning(text, pictures, self.layout.placeholders)
             if not len(encoded.input_ids):
                 raise RowError("prompt", "is empty, and this tokenizer puts nothing before a text: give a first word")

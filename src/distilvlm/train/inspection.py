@@ -20,7 +20,7 @@ from distilvlm.teachers import Targets
 
 from .loop import Loop
 
-Kind = Literal["weights", "given", "forward", "loss", "gradient", "norm", "nothing"]
+Kind = Literal["weights", "given", "forward", "loss", "gradient", "norm", "nothing", "split"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Finding:
 
     kind: the first that was not finite: `weights` before the update; what is `given` to the student (a teacher's
         targets, features); what a module made in the `forward`; the `loss` of outputs that are finite; the `gradient`;
-        its `norm` alone, of gradients that are; or `nothing` on this process.
+        its `norm` alone, of gradients that are; or `nothing` on this process. `split`: it was not run once more.
     """
 
     kind: Kind

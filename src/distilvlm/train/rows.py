@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+
+from torch import Size, Tensor
 from torch.distributed.tensor import DTensor
 
 
@@ -16,6 +18,15 @@ def held(tensor: Tensor) -> slice:
     rows = tensor.shape[0] if tensor.ndim else 0
     if not isinstance(tensor, DTensor):
         return slice(0, rows)
-    each = -(-rows // tensor.device_mesh.size())
+    each = _each(rows, tensor.device_mesh.size())
     first = min(tensor.device_mesh.get_local_rank() * each, rows)
     return slice(first, min(first + each, rows))
+
+
+def most(shape: Size, processes: int) -> int:
+    """How many numbers of a tensor the first of so many processes holds, if it is split: none holds more."""
+    return _each(shape[0], processes) * math.prod(shape[1:])
+
+
+def _each(rows: int, processes: int) -> int:
+    return -(-rows // processes)

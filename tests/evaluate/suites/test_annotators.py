@@ -95,6 +95,18 @@ def test_a_split_without_its_files_says_what_is_missing(tmp_path: Path) -> None:
         SUITES["vqav2"].opened(tmp_path, split="test2015")
 
 
+def test_files_that_are_not_those_that_are_published_are_named(tmp_path: Path) -> None:
+    vqav2(tmp_path, [["yes"] * 10])
+    questions = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
+    for content, reason in (
+        ({"questions": []}, r"questions\.json: no question of vqav2"),
+        ({"questions": "none"}, r"questions\.json: no list 'questions' in it: is it the published file\?"),
+    ):
+        put(questions, content)
+        with pytest.raises(DataError, match=reason):
+            SUITES["vqav2"].opened(tmp_path)
+
+
 def test_a_picture_that_is_not_there_is_a_bad_row(tmp_path: Path) -> None:
     vqav2(tmp_path, [["yes"] * 10])
     (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg").unlink()

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from distilvlm.data.problems import DataError
+from distilvlm.evaluate import score
 from distilvlm.evaluate.suites import SUITES, TEXT_SUITES, Asking, Opened, ask_suite, compared, weigh_suite
 from distilvlm.evaluate.suites.ledger import Ledger
 from distilvlm.evaluate.suites.processes import Processes
 from distilvlm.models.save import save
 from distilvlm.models.vlm import VLM
+from tests.evaluate.asking import question
 
 from .small_data import mmbench, mme, picture, put, ten, vqav2
 
@@ -223,3 +225,20 @@ def test_two_models_are_compared_on_the_questions_they_share(
     ask_suite(vlm, replace(opened, prompt="Hm"), "square", Asking(out=other))
     with pytest.raises(DataError, match="prompt is"):
         compared(files[0], other)
+
+
+@pytest.mark.parametrize(
+    ("row", "measure", "reason"),
+    [
+        (0, "gqa", r"a\.jsonl is measured by accurate, .*b\.jsonl by gqa"),
+        (1, "accurate", r"b\.jsonl have no question in common"),
+        (0, "beauty", r"b\.jsonl is measured by 'beauty', which this version does not know"),
+    ],
+)
+def test_answers_that_have_nothing_to_compare_are_refused(tmp_path: Path, row: int, measure: str, reason: str) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, number, name in zip(files, (0, row), ("accurate", measure), strict=True):
+        score([question(number, "red")], ["red"]).write(file)
+        put(file.with_suffix(".json"), {"asked": {"suite": "shelf", "measure": name}})
+    with pytest.raises(DataError, match=reason):
+        compared(*files)

@@ -155,12 +155,23 @@ def test_mmbench_rotates_options_and_wants_all_rotations_right(tmp_path: Path) -
 
 def test_mmbench_rows_that_are_rotations_already(tmp_path: Path) -> None:
     turned = {**ROW, "index": 1_000_003, "image": "3", "A": "y", "B": "z", "C": "x", "answer": "B"}
-    mmbench(tmp_path, [ROW, turned, {**ROW, "index": 9, "image": "77"}])
+    mmbench(tmp_path, [ROW, turned, {**ROW, "index": 9, "image": "77"}, {**ROW, "index": "x"}])
     opened = SUITES["mmbench"].opened(tmp_path)
     asked = opened.asked.questions
     assert [one.answer for one in asked] == ["C", "B"] and asked[0].record.images == asked[1].record.images
-    assert "row 77" in opened.asked.bad[0].reason
+    assert [(bad.field, bad.reason) for bad in opened.asked.bad] == [
+        ("image", "is that of row 77, which does not come before"),
+        ("index", "is 'x', no number"),
+    ]
     assert figures(opened, ["C", "C"]) == {"circular": 0, "vanilla": 1, "unreadable": 0}
+
+
+def test_of_two_tables_none_is_guessed(tmp_path: Path) -> None:
+    put(mmbench(tmp_path, [ROW]).with_name("mmbench_dev_2.tsv"), "index\n")
+    with pytest.raises(
+        DataError, match=r"has several files of questions: mmbench_dev_2\.tsv, .*; leave one, or choose a"
+    ):
+        SUITES["mmbench"].opened(tmp_path)
 
 
 def test_a_limit_keeps_rotations_together(tmp_path: Path) -> None:
@@ -207,3 +218,17 @@ def test_mmmu_from_json_with_pictures_by_name(tmp_path: Path) -> None:
     put(tmp_path / "images" / "p.png", picture())
     bad = SUITES["mmmu"].opened(tmp_path).asked.bad
     assert bad[0].field == "image_2" and "<image 2>" in bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "reason"),
+    [
+        ({"question_type": "essay"}, "question_type", "is 'essay', neither multiple-choice nor open"),
+        ({"answer": "?"}, "answer", "is '?', none of the options' letters: take the split validation"),
+    ],
+)
+def test_a_row_of_mmmu_that_can_not_be_scored(tmp_path: Path, change: dict[str, str], field: str, reason: str) -> None:
+    row = {"id": "validation_Math_1", "question": "Which?", "options": ["1", "2"], "answer": "A"}
+    put(tmp_path / "validation.jsonl", json.dumps(row | change) + "\n")
+    (bad,) = SUITES["mmmu"].opened(tmp_path).asked.bad
+    assert (bad.field, bad.reason) == (field, reason)

@@ -110,6 +110,23 @@ def test_a_suite_of_ones_own_of_rows(command: Command, model: Path, tmp_path: Pa
     assert code == 0 and json.loads(out)["n"] == 2
 
 
+@pytest.mark.parametrize(
+    ("metric", "meta", "reason"),
+    [
+        ("choice", {"options": "x, y"}, r"shelf\.jsonl, row 0: meta\.options is no list of texts"),
+        ("caption-metrics", {}, r"shelf\.jsonl, row 0: metric caption-metrics needs meta\.captions"),
+        ("vqa", {}, r"shelf\.jsonl, row 0: no list of people's answers \(answers\) to compare with"),
+    ],
+)
+def test_rows_of_ones_own_have_what_their_metric_needs(tmp_path: Path, metric: str, meta: dict, reason: str) -> None:
+    talk = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "y"}]
+    put(tmp_path / "shelf.jsonl", json.dumps({"conversations": talk, "meta": meta}) + "\n")
+    text = f"name: shelf\nfiles: {{questions: shelf.jsonl}}\nmetric: {metric}\n"
+    suite, given = own_suite(put(tmp_path / "shelf.yaml", text))
+    with pytest.raises(DataError, match=reason):
+        suite.opened(tmp_path, given=given)
+
+
 def test_a_suite_of_ones_own_in_a_published_form(tmp_path: Path) -> None:
     row = {"index": 1, "question": "Which?", "A": "x", "B": "y", "answer": "A", "category": "c"}
     mmbench(tmp_path, [row]).rename(tmp_path / "mine.tsv")

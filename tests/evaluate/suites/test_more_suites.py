@@ -52,6 +52,9 @@ def test_a_picture_of_mme_has_two_questions(tmp_path: Path) -> None:
     put(tmp_path / "existence" / "0000.txt", "Is it? Please answer yes or no.\tYes\n")
     opened = SUITES["mme"].opened(tmp_path)
     assert "1 questions, two" in opened.asked.bad[0].reason
+    put(tmp_path / "existence" / "0000.txt", "Is it? Please answer yes or no.\tYes\nIs it not?\tMaybe\n")
+    (bad,) = SUITES["mme"].opened(tmp_path).asked.bad
+    assert (bad.field, bad.reason) == ("answer", "0000.txt, line 2: 'Maybe' is neither Yes nor No")
     with pytest.raises(DataError, match="no directory of a subtask"):
         SUITES["mme"].opened(tmp_path / "existence")
 
@@ -126,7 +129,7 @@ def test_coco_captions_from_the_annotations(tmp_path: Path) -> None:
     put(tmp_path / "val2014" / images[0]["file_name"], picture())
     asked = SUITES["coco-captions"].opened(tmp_path).asked
     assert [one.meta["captions"] for one in asked.questions] == [["A dog.", "One dog."]]
-    assert [row.field for row in asked.bad] == ["captions"]
+    assert [(row.field, row.reason) for row in asked.bad] == [("captions", "nobody describes 6.jpg")]
 
 
 def test_pope_from_its_files(tmp_path: Path) -> None:

@@ -58,13 +58,8 @@ def counted(name: str, number: int) -> str:
 
 
 def sentence(counts: Mapping[str, int]) -> str:
-    """What there is, e.g. "There are two dogs and a person."; the verb goes with the first, as in English.
-
-    Raises:
-        ValueError: there is nothing.
-    """
-    if not counts:
-        raise ValueError("a sentence needs a thing")
+    """What there is (one thing at least), e.g. "There are two dogs and a person."; the verb goes with the first, as in
+    English."""
     told = [counted(name, number) for name, number in counts.items()]
     things = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
     return f"There {'is' if next(iter(counts.values())) == 1 else 'are'} {things}."

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from distilvlm.data.problems import DataError
 from distilvlm.data.streams.scanning import SPACE, lines, list_rows
-from distilvlm.data.streams.stored import Stored
+from distilvlm.data.streams.stored import Stored, decoded
 from distilvlm.storage import Held, Reader, is_remote, keep
 
 KEPT_FROM = 32 * 2**20
@@ -79,12 +80,10 @@ class JsonRows(Stored):
     def value(self, row: int, text: bytes) -> Any:
         name = self.files[0]
         try:
-            decoded = text.decode("utf-8")
+            return decoded(text)
         except UnicodeDecodeError as error:
             at = int(self.bounds[row]) + error.start
             raise DataError(f"{name} is not UTF-8 (byte {at}): {error.reason}") from None
-        try:
-            return json.loads(decoded)
         except json.JSONDecodeError as error:
             message, line, column = error.msg, error.lineno, error.colno
         except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
@@ -116,8 +115,10 @@ class JsonRows(Stored):
 
         def make(_: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             settled = is_remote(name) or time.time_ns() - self.reader.stand[1] > SETTLED * 1e9
-            bounds, blank, faulty = self._found()
-            about = {"state": state, "settled": settled, "content": _hashed(self.reader), "faulty": faulty}
+            with ThreadPoolExecutor(1) as beside:  # both read the whole file, and hashing needs no interpreter
+                content = beside.submit(_hashed, self.reader)
+                bounds, blank, faulty = self._found()
+            about = {"state": state, "settled": settled, "content": content.result(), "faulty": faulty}
             return {"bounds": bounds, "blank": blank}, about
 
         kept = keep(["rows", 1, name], state, make, lambda about: about["settled"])

@@ -18,7 +18,7 @@ import numpy as np
 from distilvlm.data.parallel import mapped
 from distilvlm.data.problems import DataError
 from distilvlm.data.streams.json_rows import MalformedRow
-from distilvlm.data.streams.stored import Stored
+from distilvlm.data.streams.stored import Stored, decoded
 from distilvlm.storage import Kept, Reader, found, is_remote, keep, stand
 
 
@@ -108,7 +108,7 @@ class _Part(Stored):
         self.reader, self.bounds, self.groups = reader, bounds, groups
 
     def value(self, row: int, text: bytes) -> Any:
-        return json.loads(text)
+        return decoded(text)
 
 
 def _value(entry: list[Any]) -> tuple[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from distilvlm.storage import Reader
 
@@ -44,8 +47,9 @@ class Stored:
             end = int(np.searchsorted(self.bounds, first + TOGETHER, side="right")) - 1
             end = min(stop, max(end, start + 1))
             text = self.reader.read(first, int(self.bounds[end]) - first)
-            for row in range(start, end):
-                yield self.value(row, text[int(self.bounds[row]) - first : int(self.bounds[row + 1]) - 1 - first])
+            places = (self.bounds[start : end + 1] - first).tolist()
+            for row, (begin, behind) in enumerate(pairwise(places), start):
+                yield self.value(row, text[begin : behind - 1])
             start = end
 
     def value(self, row: int, text: bytes) -> Any:
@@ -60,3 +64,12 @@ class Stored:
         """[rows] what of the storage each row is in: rows of a block are read together at little more than the cost of
         one."""
         raise NotImplementedError
+
+
+def decoded(text: bytes) -> Any:
+    """What `json.loads` makes of a text, sooner. Raises as that does."""
+    try:
+        return from_json(text, cache_strings="keys")
+    except ValueError:
+        # It is malformed, or what only `json` reads: halves of surrogate pairs, hundreds of brackets within each other.
+        return json.loads(text.decode("utf-8"))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distilvlm.data.batch import BadRow, SampleKey
+from distilvlm.data.glance import Glance
 from distilvlm.data.parallel import mapped
 from distilvlm.data.problems import RowError
 from distilvlm.data.streams.json_rows import SETTLED
@@ -28,10 +29,13 @@ STRETCH = 4096
 """Rows of a job."""
 
 PAYS = 5 * STRETCH
-"""Rows from which on several processes look at them, and what they find is kept."""
+"""Rows from which on what is found is kept."""
 
-Drafted = Callable[[Any], Draft]
-"""A row's value to what becomes its record. Raises `RowError`. Handed to other processes."""
+SHARED = 16 * STRETCH
+"""Rows from which on several processes look at them: fewer take one process less time than it takes others to start."""
+
+Looked = Callable[[Any], Draft | Glance]
+"""A row's value to what is known of it. Raises `RowError`. Handed to other processes."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,24 @@ class Survey:
     answers_dropped: int
 
 
-def survey(source: str, rows: Stored, count: int, drafted: Drafted, root: Path, told: Any) -> Survey:
+def survey(source: str, rows: Stored, count: int, looked: Looked, root: Path, told: Any) -> Survey:
     """Look at the first `count` rows.
 
     Args:
         source: the name in the recipe.
         root: the directory that pictures' names are relative to.
-        told: JSON-able: all else that decides on what `drafted` gives.
+        told: JSON-able: all else that decides on what `looked` gives.
 
     Raises:
         DataError: a malformed list.
     """
     if count < PAYS:
-        return _survey(source, rows, _look(rows, count, drafted, root, 1))
+        return _survey(source, rows, _look(rows, count, looked, root))
     what = ["survey", 1, list(rows.files), count, str(root.absolute()), told]
 
     def make(_: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         began = time.time_ns() - int(SETTLED * 1e9)
-        look = _look(rows, count, drafted, root, None)
+        look = _look(rows, count, looked, root)
         stands = {name: at if at < began else 0 for name, at in _directories(look.directories).items()}
         about = {
             "counts": look.counts,
@@ -102,9 +106,9 @@ def _survey(source: str, rows: Stored, look: _Look) -> Survey:
     return Survey(look.rows, look.words, look.pictures, look.shown, bad, *look.counts)
 
 
-def _look(rows: Stored, count: int, drafted: Drafted, root: Path, processes: int | None) -> _Look:
+def _look(rows: Stored, count: int, looked: Looked, root: Path) -> _Look:
     jobs = [range(start, min(start + STRETCH, count)) for start in range(0, max(count, 1), STRETCH)]
-    looks = list(mapped(_Looking(rows, drafted, root), jobs, processes))
+    looks = list(mapped(_Looking(rows, looked, root), jobs, 1 if count < SHARED else None))
     return _Look(
         **{
             name: np.concatenate([getattr(one, name) for one in looks])
@@ -119,8 +123,8 @@ def _look(rows: Stored, count: int, drafted: Drafted, root: Path, processes: int
 class _Looking:
     """Looks at a stretch of rows."""
 
-    def __init__(self, rows: Stored, drafted: Drafted, root: Path) -> None:
-        self.rows, self.drafted, self.root = rows, drafted, root
+    def __init__(self, rows: Stored, looked: Looked, root: Path) -> None:
+        self.rows, self.looked, self.root = rows, looked, root
 
     def __call__(self, stretch: range) -> _Look:
         usable: list[int] = []
@@ -132,34 +136,51 @@ class _Looking:
         neutralised = added = dropped = 0
         for row, value in zip(stretch, self.rows.stretch(stretch.start, stretch.stop), strict=True):
             try:
-                draft = self.drafted(value)
+                found = self.looked(value)
             except RowError as error:
                 bad.append((row, error.field, error.reason))
                 if isinstance(error, NoPictureError):
                     missing.add(str(error.path.parent))
                 continue
             usable.append(row)
-            words.append(draft.words)
-            pictures.append(len(draft.images))
-            names += draft.images
-            neutralised += draft.neutralised
-            added += draft.marker_added
-            dropped += draft.answers_dropped
+            words.append(found.words)
+            pictures.append(len(found.images))
+            names += found.images
+            neutralised += found.neutralised
+            added += found.marker_added
+            dropped += found.answers_dropped
+        hashes, directories = _shown(names, self.root)
         return _Look(
             np.array(usable, np.int64),
             np.array(words, np.int32),
             np.array(pictures, np.int32),
-            _hashes([name if is_inside(name) else str(self.root / name) for name in names]),
+            hashes,
             (neutralised, added, dropped),
             bad,
-            sorted(missing | {os.path.dirname(self.root / name) for name in names if not is_inside(name)}),  # noqa: PTH120
+            sorted(missing | directories),
         )
 
 
-def _hashes(names: Sequence[str]) -> np.ndarray:
-    """[names, 2] uint64: what tells a name from others, whatever their number."""
-    digests = (hashlib.blake2b(os.fsencode(name), digest_size=16).digest() for name in names)
-    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+def _shown(names: Sequence[str], root: Path) -> tuple[np.ndarray, set[str]]:
+    """[names, 2] uint64: what tells a picture from others, whatever their number; and the directories of those that are
+    files."""
+    before = str(root / "x")[:-1]
+    digests: dict[str, bytes] = {}
+    below: set[str] = set()  # directories as they stand in names, with their last slash
+    directories: set[str] = set()
+    for name in set(names):
+        path = name
+        if not is_inside(name):
+            # What pathlib would leave as it is is put together without it: it takes longer than all else of a row.
+            if name[0] != "/" and name[-1] not in "/." and "//" not in name and "./" not in name:
+                path = before + name
+                below.add(name[: name.rfind("/") + 1])
+            else:
+                path = str(root / name)
+                directories.add(os.path.dirname(path))  # noqa: PTH120
+        digests[name] = hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
+    hashes = np.frombuffer(b"".join([digests[name] for name in names]), np.uint64).reshape(-1, 2)
+    return hashes, directories | {os.path.dirname(f"{before}{one}x") for one in below}  # noqa: PTH120
 
 
 def _directories(names: Sequence[str] | dict[str, int]) -> dict[str, int]:
@@ -167,7 +188,7 @@ def _directories(names: Sequence[str] | dict[str, int]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in names:
         try:
-            found[name] = os.stat(name).st_mtime_ns  # noqa: PTH116
+            found[name] = os.stat(name or ".").st_mtime_ns  # noqa: PTH116
         except OSError:
             found[name] = -1
     return found

@@ -92,7 +92,7 @@ def _walk(shard: _Shard, stream: BinaryIO) -> None:
         shard.lost.append((last, f"the file is cut off: {size:,} bytes, and '{last}' ends at {expected:,} at least"))
     elif _anything(stream, expected, size):
         _lose(shard, last, expected, size)
-    elif not shard.addresses and not shard.samples and not shard.lost:
+    elif not shard.lost and not any(sample.has_row for sample in shard.samples.values()):
         raise DataError(f"{shard.name} holds no sample: members are KEY.json and KEY.jpg")
 
 

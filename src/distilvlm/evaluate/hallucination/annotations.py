@@ -44,19 +44,22 @@ def read_annotations(paths: Iterable[str | Path]) -> Annotations:
     for path in paths:
         content = _content(path)
         for picture in content["images"]:
-            number, file = (_field(picture, key, path, "images") for key in ("id", "file_name"))
-            found.numbers[PurePosixPath(file).name] = int(number)
+            number, file = _number(picture, "id", path, "images"), str(_field(picture, "file_name", path, "images"))
+            found.numbers[PurePosixPath(file).name] = number
         if "categories" not in content:
             for row in content["annotations"]:
-                number = int(_field(row, "image_id", path, "annotations"))
+                number = _number(row, "image_id", path, "annotations")
                 found.captions.setdefault(number, []).append(_field(row, "caption", path, "annotations"))
             continue
-        classes = {_field(row, "id", path, "categories"): row["name"] for row in content["categories"]}
+        classes = {
+            _field(row, "id", path, "categories"): _field(row, "name", path, "categories")
+            for row in content["categories"]
+        }
         names |= dict.fromkeys(classes.values())
         for picture in content["images"]:
-            found.things.setdefault(int(picture["id"]), {})
+            found.things.setdefault(_number(picture, "id", path, "images"), {})
         for row in content["annotations"]:
-            here = found.things.setdefault(int(_field(row, "image_id", path, "annotations")), {})
+            here = found.things.setdefault(_number(row, "image_id", path, "annotations"), {})
             name = classes.get(_field(row, "category_id", path, "annotations"))
             if name is None:
                 raise DataError(f"{path}: 'annotations' name category {row['category_id']}, which is not among them")
@@ -131,3 +134,11 @@ def _field(row: Any, key: str, path: Path, where: str) -> Any:
     if not isinstance(row, Mapping) or key not in row:
         raise DataError(f"{path}: an entry of '{where}' has no '{key}'")
     return row[key]
+
+
+def _number(row: Any, key: str, path: Path, where: str) -> int:
+    """The number of a picture; some writers make texts of them."""
+    value = _field(row, key, path, where)
+    if not str(value).isdigit():
+        raise DataError(f"{path}: '{key}' of an entry of '{where}' is {value!r}, which is no picture's number")
+    return int(value)

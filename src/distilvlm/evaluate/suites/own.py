@@ -22,10 +22,11 @@ from pydantic import Field, field_validator
 from distilvlm.data import read as read_rows
 from distilvlm.data.problems import DataError
 from distilvlm.data.records import PICTURE
+from distilvlm.evaluate.measures import Measure
 from distilvlm.evaluate.questions import Asked, Question, asked_of
 from distilvlm.evaluate.suites.catalogue import MEASURES, SUITES
 from distilvlm.evaluate.suites.choices import lettered, lines
-from distilvlm.evaluate.suites.suite import Sources, Suite
+from distilvlm.evaluate.suites.suite import MeasureOf, Sources, Suite
 from distilvlm.recipe import Section, SourceSpec, load_file
 from distilvlm.recipe.errors import nearest
 
@@ -64,7 +65,7 @@ class SuiteFile(Section):
             form,
             name=self.name,
             title=self.name,
-            measure=form.measure if self.metric is None else MEASURES[self.metric],
+            measure=form.measure if self.metric is None else _tried(MEASURES[self.metric]),
             prompt=form.prompt if self.prompt is None else self.prompt,
             max_new_tokens=self.max_new_tokens or form.max_new_tokens,
             split=self.split or form.split,
@@ -79,6 +80,21 @@ def own_suite(file: str | Path) -> tuple[Suite, dict[str, str]]:
     """
     told = load_file(file, SuiteFile)
     return told.suite, told.files
+
+
+def _tried(chosen: MeasureOf) -> MeasureOf:
+    """The measure, once it has judged every question's empty answer: what one lacks is told before a model is asked."""
+
+    def measure(where: Sources, asked: Asked) -> Measure:
+        found = chosen(where, asked)
+        for one in asked.questions:
+            try:
+                found.judge(one, "")
+            except KeyError as missing:
+                raise DataError(f"{_place(one)}: metric {found.name} needs meta.{missing.args[0]}") from None
+        return found
+
+    return measure
 
 
 def _rows(where: Sources) -> Asked:

@@ -38,10 +38,7 @@ class Description:
 
     @classmethod
     def of(cls, vlm: VLM, largest: int) -> Description:
-        """Raises `TeacherError` for a model without a tokenizer."""
         head = forward.head_weight(vlm.model)
-        if vlm.tokenizer is None:
-            raise TeacherError("a model without its tokenizer can't teach: nobody could tell what its ids mean")
         return cls(
             fingerprint=fingerprint(vlm.model, beside=parts.beside(vlm.model)),
             precision=bits_of(vlm) or NAMES[head.dtype],

@@ -54,8 +54,7 @@ class PromptedTeacher:
         self, spec: TeacherSpec, student: VLM, student_device: torch.device, outline: VLM | None = None
     ) -> None:
         assert spec.remote is not None  # the schema's rule
-        if student.tokenizer is None:
-            raise TeacherError("a student without its tokenizer can't be compared with a teacher's tokens")
+        assert student.tokenizer is not None  # only a plan may lack it
         self.student_device, self.vlm = student_device, outline
         self._wanted, self._top_k = spec.remote.model, spec.remote.top_k
         self._tokenizer: Any = student.tokenizer
