@@ -74,14 +74,13 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine() + (f"; {options.remark}" if options.remark else ""),
     }
-    rows: list[dict[str, object]] = []
     for form in options.forms:
         for count in sorted(
             {min(count, options.shard_rows) if form in ("parquet", "tar") else count for count in options.rows}
         ):
             with tempfile.TemporaryDirectory() as directory:
-                rows += [where | row for row in of_form(form, count, Path(directory))]
-                write(options, FIELDS, rows)
+                write(options, FIELDS, [where | row for row in of_form(form, count, Path(directory))])
+                options.append = True
 
 
 def of_form(form: str, count: int, directory: Path) -> Iterator[dict[str, object]]:

@@ -189,11 +189,6 @@ def test_rows_of_several_files(tmp_path: Path) -> None:
         Stored(tmp_path, "x")
 
 
-def test_deepspeed_is_refused_with_what_does_the_same(path: Path) -> None:
-    with pytest.raises(RecipeError, match="Set 'parallel: fsdp'"):
-        load_recipe(path, ["machine.parallel=deepspeed"])
-
-
 def test_a_teacher_of_few_bits_is_not_split(path: Path) -> None:
     asked = ["machine.parallel=fsdp", "machine.shard_teacher=true", "teacher.precision=8bit"]
     with pytest.raises(RecipeError, match=r"a teacher in 8 or 4 bits can't be split"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from distilvlm.recipe.agreement import check_encoders
 from distilvlm.recipe.batches import check_batches
@@ -286,10 +286,13 @@ class MachineSpec(Section):
         default="fp32", description="autocast; what trains is held in fp32 in any case"
     )
     gradient_checkpointing: bool = False
-    parallel: Literal["ddp", "fsdp"] = Field(
+    parallel: Literal["ddp", "fsdp", "deepspeed"] = Field(
         default="ddp",
         description="of several processes, each holds the whole student (ddp), or its rows of all weights, gradients "
-        "and moments (fsdp: FSDP2)",
+        "and moments (fsdp: FSDP2), or its part of the moments (deepspeed: ZeRO stage 1)",
+    )
+    deepspeed: str | None = Field(
+        default=None, description="with parallel: deepspeed, the JSON file of its own settings: zero_optimization"
     )
     offload: bool = Field(
         default=False, description="with parallel: fsdp, these rows wait in the CPU's memory, where AdamW runs, too"
@@ -312,22 +315,17 @@ class MachineSpec(Section):
         description="seconds that a process may stand still before the others give it up (torch's own for gloo)",
     )
 
-    @field_validator("parallel", mode="before")
-    @classmethod
-    def _engines(cls, name: object) -> object:
-        if name in ("deepspeed", "zero"):
-            raise ValueError(
-                "DeepSpeed is not among the engines: 'fsdp' splits weights, gradients and moments as its ZeRO stage 3 "
-                "does, 'offload: true' keeps them on the CPU. Set 'parallel: fsdp'"
-            )
-        return name
-
     @model_validator(mode="after")
     def _sharded_only(self) -> MachineSpec:
         if self.parallel != "fsdp":
             for name in ("offload", "shard_teacher"):
                 if getattr(self, name):
                     raise ValueError(f"'{name}' needs 'parallel: fsdp'")
+        if (self.parallel == "deepspeed") != (self.deepspeed is not None):
+            raise ValueError(
+                "'parallel: deepspeed' and 'deepspeed: FILE.json' need each other: what the file says of ZeRO, "
+                'e.g. {"zero_optimization": {"stage": 1}}'
+            )
         return self
 
 

@@ -20,6 +20,7 @@ from distilvlm.recipe.tree import is_list, is_mapping
 PATH_KEYS = frozenset({"from", "tokenizer", "path", "images", "features", "recipe", "training", "training_images"}) | {
     "synonyms",
     "annotations",
+    "deepspeed",
 }
 _REFERENCE = re.compile(r"\$\$\{|\$\{[^}]*\}?")
 _WELL_FORMED = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?P<or>:-(?P<default>[^${}]*))?\}")

@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from distilvlm.errors import readable
 from distilvlm.models.files import directory_whole, remove, verify, write_whole
-from distilvlm.train.optim import load_state_tensors, state_tensors
+from distilvlm.train.optim import Kept, load_state_tensors, state_tensors
 from distilvlm.train.rows import held, local
 
 from .directory import RunError
@@ -44,8 +44,8 @@ class Position:
 def save(
     directory: Path,
     position: Position,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer | None,
+    parameters: Mapping[str, Tensor],
+    optimizer: Kept | None,
     random_states: Mapping[str, Tensor],
     accelerator: Accelerator,
 ) -> None:
@@ -83,8 +83,8 @@ def _told(partial: Path | None) -> Path:
 
 def _write_rows(
     partial: Path,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer | None,
+    parameters: Mapping[str, Tensor],
+    optimizer: Kept | None,
     accelerator: Accelerator,
 ) -> None:
     if not partial.is_dir():
@@ -95,9 +95,7 @@ def _write_rows(
         write_whole(file, lambda aside, tensors=tensors: save_file(tensors, aside))
 
 
-def _tensors(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _tensors(parameters: Mapping[str, Tensor], optimizer: Kept | None) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """File by file: what this process holds of the weights, and of the optimiser's state."""
     yield "weights", _on_host({name: local(parameter) for name, parameter in parameters.items()})
     if optimizer is not None:
@@ -130,7 +128,7 @@ def read_position(directory: Path) -> Position:
         return Position(**json.loads((directory / "position.json").read_text()))
 
 
-def load_weights(directory: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+def load_weights(directory: Path, parameters: Mapping[str, Tensor]) -> None:
     """Copy the weights into `parameters`, strictly; of those that are split, the rows that this process holds.
 
     Raises:
@@ -149,9 +147,7 @@ def load_weights(directory: Path, parameters: Mapping[str, nn.Parameter]) -> Non
                 local(parameter).copy_(stored.rows(name, held(parameter)))
 
 
-def load(
-    directory: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def load(directory: Path, parameters: Mapping[str, Tensor], optimizer: Kept) -> dict[str, Tensor]:
     """Put weights and optimiser back; returns the random states of every process that made the checkpoint.
 
     Raises:
@@ -160,7 +156,8 @@ def load(
     load_weights(directory, parameters)
     names = {parameter: name for name, parameter in parameters.items()}
     with readable(directory), Stored(directory, "optimizer") as stored:
-        owners = {key: key.rpartition("::")[0] for key in stored.names}
+        # In one order on every process: where parts are put together, each is a collective call.
+        owners = {key: key.rpartition("::")[0] for key in sorted(stored.names)}
         if owners and set(owners.values()) != parameters.keys():
             odd = sorted(set(owners.values()) ^ parameters.keys())
             raise RunError(

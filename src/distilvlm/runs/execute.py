@@ -27,7 +27,7 @@ from distilvlm.recipe import Recipe, load_recipe, read_dump
 from distilvlm.teachers import LocalTeacher, Teacher, quantised, require
 from distilvlm.teachers.build import open_teacher
 from distilvlm.teachers.remote import PromptedTeacher, RemoteTeacher
-from distilvlm.train import objective_of
+from distilvlm.train import objective_of, zero
 from distilvlm.train.parallel import sharded
 
 from . import about
@@ -105,6 +105,8 @@ def run(
 
 
 def _execute(recipe: Recipe, place: RunDirectory, accelerator: Accelerator) -> None:
+    if recipe.machine.parallel == "deepspeed" and sharded(recipe.machine, accelerator):
+        zero.require(recipe.machine, [stage.optim for stage in recipe.stages])
     student = Student(recipe)
     console = reporter(CONSOLE if accelerator.is_main_process else None)
     stages = [StageRun(recipe, i, student, place, accelerator, console) for i in range(len(recipe.stages))]

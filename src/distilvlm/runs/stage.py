@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch import Tensor
 
 from distilvlm.cost import Meter
 from distilvlm.data import Batch, Grouping, MicroBatches, batches
@@ -27,6 +27,7 @@ from distilvlm.train import Loop, Task, Update, UpdateError, objective_of
 from distilvlm.train.encoders import Comparison
 from distilvlm.train.optim import adamw
 from distilvlm.train.parallel import Parallel, Sharded, shard_teacher, sharded
+from distilvlm.train.zero import Zero
 
 from . import about, checkpoint, randomness, shortage, stopping
 from .checkpoint import Position
@@ -116,7 +117,7 @@ class StageRun:
         self.meter.start()
         self.student.transform(self.stage)
         by_part = self.student.choose(self.stage)
-        self.parameters: dict[str, nn.Parameter] = {n: p for members in by_part.values() for n, p in members.items()}
+        self.parameters: dict[str, Tensor] = {n: p for members in by_part.values() for n, p in members.items()}
         vlm = self.student.vlm
         if self.recipe.machine.gradient_checkpointing:
             forward.enable_gradient_checkpointing(vlm.model)
@@ -137,15 +138,24 @@ class StageRun:
         head = None if teacher is None else teacher.head
         task = Task(vlm, objective, head, comparison, theirs, self.accelerator.device)
         parallel: Parallel | None = None
-        if split:
+        zero: Zero | None = None
+        if split and self.recipe.machine.parallel == "deepspeed":
+            parallel = zero = Zero(self.accelerator, task, self.recipe.machine, self.stage.optim, by_part)
+            self.optimizer, self.moments = zero.optimizer, zero.moments
+            self.parameters = zero.held
+        elif split:
             parallel = Sharded(self.accelerator, task, self.recipe.machine)
-            others = parts.named(vlm.model)  # this process's rows of each
-            by_part = {part: {name: others[name] for name in members} for part, members in by_part.items()}
-            self.parameters = {name: p for members in by_part.values() for name, p in members.items()}
+            rows = parts.named(vlm.model)  # this process's of each
+            by_part = {part: {name: rows[name] for name in members} for part, members in by_part.items()}
+            del rows
             if self.recipe.machine.shard_teacher and isinstance(teacher, LocalTeacher):
                 shard_teacher(teacher.vlm, self.accelerator)
-        self.optimizer = adamw(by_part, self.stage.optim)
+        if zero is None:
+            self.optimizer = self.moments = adamw(by_part, self.stage.optim)
+            self.parameters = {name: p for members in by_part.values() for name, p in members.items()}
         position = self._continue(base)
+        if zero is not None:
+            zero.take()
         saves = material.updates - position.update > self.recipe.machine.checkpoint_every
         self._require_room(self.checkpoints if saves else self.final, moments=saves)  # better now than after hours
         refuse_again(self.recipe, self.stage, position.update, self.place, self.accelerator.num_processes)
@@ -174,15 +184,17 @@ class StageRun:
         self.executed = "in part" if position.update else "whole"
         self.student.mark_trained(set(self.parameters))
         self._prepared = None
-        del parallel, task, loop
+        if zero is not None:
+            zero.close()
+        del parallel, zero, task, loop
         # Moments and gradients of what this stage trained would stay through all later ones, and feed-forwards of which
         # a later one makes experts: gigabytes.
-        del self.optimizer, self.parameters
+        del self.optimizer, self.moments, self.parameters
         for tree in vlm.trees:
             tree.zero_grad(set_to_none=True)
         self.accelerator.free_memory()
         if split:
-            del vlm, by_part, others
+            del vlm, by_part
             self._whole_again()
 
     def _whole_again(self) -> None:
@@ -302,7 +314,7 @@ class StageRun:
                 "(a directory that the recipe's 'from' names, or the installed transformers). Put it back, or start "
                 "anew with another --dir"
             )
-        states = checkpoint.load(found[0], self.parameters, self.optimizer)
+        states = checkpoint.load(found[0], self.parameters, self.moments)
         logger.info("stage '%s' continues behind update %d", self.stage.name, position.update)
         if not randomness.restore(states, self.accelerator):
             process = self.accelerator.process_index
@@ -333,7 +345,7 @@ class StageRun:
         if events is not None and directory.exists():  # made before by a run that was killed, damaged, and passed over
             remove(directory)
         self._require_room(directory, moments=True)
-        checkpoint.save(directory, position, self.parameters, self.optimizer, states, self.accelerator)
+        checkpoint.save(directory, position, self.parameters, self.moments, states, self.accelerator)
         if events is not None:
             checkpoint.rotate(self.checkpoints, self.recipe.machine.keep)
         self.accelerator.wait_for_everyone()

@@ -118,7 +118,7 @@ class Loop:
             rate = self.spec.lr * set_rates(self.optimizer, self.spec, number, self.updates)
             self.task.objective = objective_at(self._whole, self.schedule, number, self.updates)
             now_at = {name: getattr(self.task.objective, name) for name in self.schedule}
-            self.optimizer.zero_grad(set_to_none=True)
+            self.parallel.clear(self.optimizer)
             sums: dict[str, float] = {}
             tallies: dict[str, Tensor] = {}
             joined = self.parallel.micro_batches(micro_batches, idle_batch(self.task.objective))
@@ -140,7 +140,7 @@ class Loop:
             norm = self._clip()
             totals = self._over_processes(sums)
             self._require_sound(number + 1, totals, rate, norm)
-            self.optimizer.step()
+            self.parallel.step(self.optimizer)
             use = {name: routing.used(self._summed(tally), self.task.top_k[name]) for name, tally in tallies.items()}
             now = time.perf_counter()
             loss = totals.pop("loss")
@@ -206,7 +206,7 @@ class Loop:
             # also from a loss whose own gradient is finite.
             scale = math.nan
             self.now.suspect = self.now.suspect or self.now.batch
-        self.accelerator.backward(result["loss"] * scale)
+        self.parallel.backward(result["loss"] * scale)
         return values, {name: result[name] for name in self.task.top_k if result[name] is not None}
 
     def _clip(self) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 from distilvlm.recipe.schema import OptimSpec
 
 from .rows import local
+
+
+class Kept(Protocol):
+    """What a checkpoint asks of an optimiser: its state of each parameter, name -> value."""
+
+    state: Any
 
 
 def adamw(parameters: Mapping[str, Mapping[str, nn.Parameter]], spec: OptimSpec) -> torch.optim.AdamW:
@@ -63,7 +70,7 @@ def rate_factor(spec: OptimSpec, update: int, updates: int) -> float:
     return 1.0 - progress if spec.schedule == "linear" else 1.0
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+def state_tensors(optimizer: Kept, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The optimiser's state as named tensors, `parameter name::state key`: it is kept as safetensors, not pickled. Of
     parameters that are split over processes, this one's rows."""
     return {
@@ -73,9 +80,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter,
     }
 
 
-def load_state_tensors(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[nn.Parameter, str]
-) -> None:
+def load_state_tensors(optimizer: Kept, tensors: Mapping[str, Tensor], names: Mapping[Tensor, str]) -> None:
     """Put `state_tensors` back: of parameters that are split, the rows that are this process's now."""
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in tensors.items():

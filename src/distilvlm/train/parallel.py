@@ -1,4 +1,5 @@
-"""How processes share the training of a stage: each holds the whole student (DDP), or its part of it (FSDP2).
+"""How processes share the training of a stage: each holds the whole student (DDP), or its part of it (FSDP2; of
+moments alone, DeepSpeed's ZeRO: zero.py).
 
 Either way every process takes its share of an update's samples, gradients are averaged over the processes, and what
 runs is the task's own forward.
@@ -49,12 +50,39 @@ class Parallel(Protocol):
         """The task's forward."""
         ...
 
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient; in the end it is the mean over processes."""
+        ...
+
     def clip(self, parameters: Sequence[Tensor], limit: float) -> float:
         """Scale the gradients of `parameters` so that their norm is `limit` at most; returns what it was."""
         ...
 
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are none, before an update."""
+        ...
 
-class Replicated:
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the update."""
+        ...
+
+
+class _Torch:
+    """What torch does itself once the gradients are there."""
+
+    accelerator: Accelerator
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+
+
+class Replicated(_Torch):
     """Every process holds the whole task (DDP); also a single process."""
 
     def __init__(self, accelerator: Accelerator, task: Task) -> None:
@@ -75,7 +103,7 @@ class Replicated:
         return float(norm) if norm is not None else 0.0
 
 
-class Sharded:
+class Sharded(_Torch):
     """Every process holds its rows of each weight, gradient and moment of the task, and gathers a layer's weights while
     it runs (FSDP2). The task is changed in place: its parameters are others afterwards, of the same names.
 
@@ -134,8 +162,8 @@ class Sharded:
 
 
 def sharded(machine: MachineSpec, accelerator: Accelerator) -> bool:
-    """Whether processes hold parts of the student: there must be several to share it."""
-    return machine.parallel == "fsdp" and accelerator.num_processes > 1
+    """Whether processes hold parts of the student or of its optimiser: there must be several to share it."""
+    return machine.parallel != "ddp" and accelerator.num_processes > 1
 
 
 def shard_teacher(vlm: VLM, accelerator: Accelerator) -> None:
