@@ -1,4 +1,4 @@
-"""Processes that share a student (machine.parallel: fsdp): losses, memory, and checkpoints of other numbers of them.
+"""Processes that share a student (machine.parallel: fsdp, deepspeed): losses, memory, and checkpoints of other numbers.
 
     python benchmarks/sharding.py             # 1, 2 and 4 processes over gloo, on a CPU: results/sharding.csv
     python benchmarks/sharding.py --simulate  # 8 to 1,024 GPUs: results/sharding_simulated.csv, and their plot
@@ -7,7 +7,8 @@ Each row of the first is a run of the same recipe: a student and a teacher with 
 terms, everything of the language model trains. Against the run of one process: the largest difference of a loss or
 gradient norm, as a share. Of the process that holds most: bytes of weights, gradients and moments that train (`held`),
 and the resident set's peak after the first update above that before the student was built (`peak`). "2 → 4" was killed
-behind a checkpoint of two processes and continued by four.
+behind a checkpoint of two processes and continued by four. DeepSpeed's ZeRO, stage 1, is run where it is installed: its
+`held` is without gradients, which are gone behind an update, and as large as the student before.
 
 The model behind the second stands in docs/scale-out.md. Needs `pip install 'distilvlm[quickstart,benchmarks]'`.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import signal
@@ -23,8 +25,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ import yaml
 import distilvlm
 from distilvlm.quickstart import questions
 from distilvlm.runs.events import read_events
+from distilvlm.train.parallel import Replicated, Sharded
 from distilvlm.train.rows import local
+from distilvlm.train.zero import Zero
 
 FIELDS = [
     "date",
@@ -98,24 +103,28 @@ def child(recipe: Path, run: Path, die: int, settings: Sequence[str]) -> None:
     torch.set_num_threads(1)
     distilvlm.runs.expense.estimate = lambda *_, **__: []
     start, held, steps = resident("VmRSS"), 0, 0
-    step = torch.optim.AdamW.step
 
-    def watched(optimizer: torch.optim.AdamW, *arguments: Any) -> Any:
-        nonlocal held, steps
-        steps += 1
-        if steps == die:
-            os.kill(os.getpid(), signal.SIGKILL)
-        given = step(optimizer, *arguments)
-        if steps == 1:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is that of the updates behind this one
-            tensors = [t for p, state in optimizer.state.items() for t in (p, p.grad, *state.values()) if t is not None]
-            held = sum(local(t).numel() * t.element_size() for t in tensors)
-        if steps == UPDATES - 1:
-            rank = os.environ.get("RANK", "0")
-            (run.parent / f"{run.name}.{rank}").write_text(f"{held} {resident('VmHWM') - start}")
-        return given
+    def watching(step: Callable[[Any, torch.optim.Optimizer], None]) -> Callable[[Any, torch.optim.Optimizer], None]:
+        def watched(sharing: Any, optimizer: torch.optim.Optimizer) -> None:
+            nonlocal held, steps
+            steps += 1
+            if steps == die:
+                os.kill(os.getpid(), signal.SIGKILL)
+            step(sharing, optimizer)
+            if steps == 1:
+                Path("/proc/self/clear_refs").write_text("5")  # the peak is that of the updates behind this one
+                tensors = [t for p, state in optimizer.state.items() for t in (p, p.grad, *state.values())]
+                held = sum(local(t).numel() * t.element_size() for t in tensors if t is not None)
+                if isinstance(sharing, Zero):  # beside its part of all, the weights; gradients are gone by now
+                    held += sum(rows.numel() * rows.element_size() for rows in sharing.held.values())
+            if steps == UPDATES - 1:
+                rank = os.environ.get("RANK", "0")
+                (run.parent / f"{run.name}.{rank}").write_text(f"{held} {resident('VmHWM') - start}")
 
-    torch.optim.AdamW.step = watched  # type: ignore[method-assign]
+        return watched
+
+    for kind in (Replicated, Sharded, Zero):
+        kind.step = watching(kind.step)
     distilvlm.run(recipe, list(settings), directory=run)
 
 
@@ -128,7 +137,12 @@ def launch(recipe: Path, run: Path, processes: int, parallel: str, die: int = 0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, __file__, "--child", str(recipe), str(run), str(die), f"machine.parallel={parallel}"]
+    settings = [f"machine.parallel={parallel}"]
+    if parallel == "deepspeed":
+        file = run.with_suffix(".json")
+        file.write_text(json.dumps({"zero_optimization": {"stage": 1, "reduce_bucket_size": 1_000_000}}))
+        settings.append(f"machine.deepspeed={file}")
+    command = [sys.executable, __file__, "--child", str(recipe), str(run), str(die), *settings]
     together = []
     for rank in range(processes):
         where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -164,7 +178,10 @@ def measured(width: int, layers: int, continued: bool) -> Iterator[dict[str, obj
         recipe, one = write_recipe(directory, width, layers), directory / "one"
         launch(recipe, one, 1, "ddp")
         yield {"processes": 1, "parallel": "-", **figures(one, one)}
-        for processes, parallel in ((2, "ddp"), (2, "fsdp"), (4, "fsdp")):
+        ways = [(2, "ddp"), (2, "fsdp"), (4, "fsdp")]
+        if find_spec("deepspeed") is not None:
+            ways += [(2, "deepspeed"), (4, "deepspeed")]
+        for processes, parallel in ways:
             run = directory / f"{parallel}{processes}"
             launch(recipe, run, processes, parallel)
             yield {"processes": processes, "parallel": parallel, **figures(run, one)}
