@@ -3,7 +3,8 @@
 Reads one JSON object a line from standard input: {recipe, directory, log, world, overrides, disable}, and how it shall
 go wrong; answers one line: {"statuses": [...], "killed": ...}.
 
-* `die_at`: the number of the file operation or optimiser step before which a child kills itself with SIGKILL.
+* `die_at`: the number of the file operation or optimiser step before which a child kills itself with SIGKILL;
+  `die_before`: the kind of the first one.
 * `stop_at`, `stop_rank`, `group`: in update `stop_at` process `stop_rank` sends itself, or its group, SIGTERM.
 * `how`, `fail_at`: writes are counted instead, and `fail_at` fails that way (writes.py).
 * `prelude`: Python that a child runs first, and knows its `rank`.
@@ -36,6 +37,7 @@ from distilvlm.cli.options import interruptible
 from distilvlm.runs import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.runs.operations import kind_of
 from tests.runs.writes import Writes
 
 torch.set_num_threads(1)
@@ -46,8 +48,9 @@ distilvlm.runs.expense.estimate = lambda *_, **__: []  # seconds per run, and no
 class Deathbed:
     """Counts file operations and optimiser steps of this process, and kills it before a chosen one."""
 
-    def __init__(self, die_at: int | None, log: Path, directory: Path) -> None:
-        self.die_at, self.log, self.directory, self.count = die_at, log.open("a"), directory, 0
+    def __init__(self, die_at: int | None, die_before: str | None, log: Path, directory: Path) -> None:
+        self.die_at, self.die_before, self.log, self.directory = die_at, die_before, log.open("a"), directory
+        self.count = 0
         for module, name in [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree")]:
             setattr(module, name, self._wrap(getattr(module, name), name))
         torch.optim.AdamW.step = self._wrap(torch.optim.AdamW.step, "step")  # type: ignore[method-assign]
@@ -56,7 +59,7 @@ class Deathbed:
         def counted(*arguments: Any, **options: Any) -> Any:
             label = self._label(name, arguments)
             self.count += 1
-            if self.die_at == self.count:
+            if self.die_at == self.count or self.die_before == kind_of(label):
                 os.kill(os.getpid(), signal.SIGKILL)
             print(label, file=self.log, flush=True)
             return function(*arguments, **options)
@@ -99,7 +102,7 @@ def child(request: dict[str, Any], rank: int, port: int) -> None:
     if "how" in request:
         Writes(directory, request.get("fail_at"), request["how"], log)
     else:
-        Deathbed(request.get("die_at"), log, directory)
+        Deathbed(request.get("die_at"), request.get("die_before"), log, directory)
     if request.get("disable") == "loading":
         checkpoint.load_weights = lambda *_: None
     if request.get("group"):

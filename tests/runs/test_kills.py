@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from distilvlm.runs.events import read_events
 
 from .conftest import Server, weights
+from .operations import kind_of
 from .tiny import write_recipe
 
 KILLED = 9
@@ -45,31 +44,18 @@ def test_same_recipe_gives_the_same_bits(recipe: Path, undisturbed, server: Serv
     assert_same(tmp_path / "run", undisturbed[0])
 
 
-def kind_of(operation: str) -> str:
-    """Files that are written one after the other by the same code are one kind, whatever they are called."""
-    for pattern, name in ((r"\d{8}", "UPDATE"), (r"\d\d-[a-z]+", "STAGE"), (r"[0-9a-f]{16}", "DIGEST")):
-        operation = re.sub(pattern, name, operation)
-    return re.sub(r"(unlink |partial:\w+/)(?!manifest)\w+\.(json|safetensors|jinja)$", r"\1FILE", operation)
-
-
 def test_killed_before_every_kind_of_file_operation(recipe: Path, undisturbed, server: Server, tmp_path: Path) -> None:
+    """One run, killed before the first operation of each kind that an undisturbed one comes to, in their order."""
     expected, operations = undisturbed
-    # Files of a checkpoint, its renaming, rotation, a finished stage, the final model: one kill before each kind of
-    # operation, in turns in the first stage that has it and in the last.
-    kinds: dict[str, list[int]] = {}
-    for number, label in enumerate(operations, start=1):
-        if label != "step":
-            kinds.setdefault(kind_of(label), []).append(number)
+    kinds = dict.fromkeys(kind_of(label) for label in operations if label != "step")
     names = " ".join([*operations, *kinds])
     for needed in ("optimizer", "random", "position", "manifest", "rmtree", "final", "/model", "model.safetensors"):
         assert needed in names, kinds
-    for turn, (kind, numbers) in enumerate(kinds.items()):
-        run = tmp_path / "run"
-        statuses, _ = server.run(recipe, run, die_at=numbers[-(turn % 2)])
+    for kind in kinds:
+        statuses, _ = server.run(recipe, tmp_path / "run", die_before=kind)
         assert statuses == [KILLED], f"{kind}: {server.errors()}"
-        server.finish(recipe, run)
-        assert_same(run, expected)
-        shutil.rmtree(run)
+    server.finish(recipe, tmp_path / "run")
+    assert_same(tmp_path / "run", expected)
 
 
 def test_killed_at_random_again_and_again(recipe: Path, undisturbed, server: Server, tmp_path: Path) -> None:
