@@ -16,14 +16,15 @@ from .verdicts import DOES_NOT_HOLD, HOLDS, NOT_DECIDED, RULE, Claim, favour, ve
 
 PAGE = ROOT / "docs/evidence.md"
 PICTURE = "evidence.svg"
-HEAD = Path(__file__).parent / "head.md"
+HEAD, NOTES = (Path(__file__).with_name(name) for name in ("head.md", "notes.md"))
 
 
 def write(page: Path = PAGE, place: Path = PLACE) -> None:
     """Write the page of all tables that have a seed, and its picture beside it."""
     seeds = {table: read(table.name, place) for table in TABLES.values()}
     made = {table: found for table, found in seeds.items() if found}
-    parts = [HEAD.read_text().rstrip(), *_glance(made), "## How a claim is judged", RULE.rstrip()]
+    parts = [HEAD.read_text().rstrip(), *_glance(made), NOTES.read_text().rstrip()]
+    parts += ["## How a claim is judged", RULE.rstrip()]
     for table, found in seeds.items():
         parts += _section(table, found) if found else _missing(table)
     write_whole(page, ("\n\n".join(parts) + "\n").encode())
