@@ -101,3 +101,17 @@ def records(tmp_path: Path) -> list[Record]:
         )
         for row, images in enumerate(shown)
     ]
+
+
+@pytest.fixture
+def mmlu(tmp_path: Path) -> Path:
+    """MMLU as its authors publish it, of two subjects."""
+
+    def write(split: str, subject: str, rows: list[str]) -> None:
+        (tmp_path / "mmlu" / "data" / split).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mmlu" / "data" / split / f"{subject}_{split}.csv").write_text("".join(row + "\n" for row in rows))
+
+    for subject in ("abstract_algebra", "law"):
+        write("dev", subject, [f"Dev {number}?,a,b,c,d,{'AB'[number % 2]}" for number in range(5)])
+        write("test", subject, ['"What is 1, plus 1?",0,"2, I think",3,4,B', "Next?,a,b,c,d,D"])
+    return tmp_path / "mmlu"
