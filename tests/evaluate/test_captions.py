@@ -157,7 +157,8 @@ def test_files_that_are_no_annotations_are_named(tmp_path: Path) -> None:
         instances.write_text(json.dumps(content))
         with pytest.raises(DataError, match=rf"instances\.json: an entry of '{where}' has no '{key}'"):
             read_annotations([instances])
-    content["images"][-1]["id"] = "eight"
-    instances.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="'id' of an entry of 'images' is 'eight', which is no picture's number"):
-        read_annotations([instances])
+    for wrong in ("eight", "²"):
+        content["images"][-1]["id"] = wrong
+        instances.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=f"'id' of an entry of 'images' is '{wrong}', which is no picture's number"):
+            read_annotations([instances])

@@ -26,7 +26,7 @@ class Annotations:
     def number(self, question: Question) -> int | None:
         """The question's picture: by `meta.image_id`, or by the name of its file."""
         given = question.meta.get("image_id")
-        if isinstance(given, (int, str)) and str(given).isdigit():
+        if isinstance(given, (int, str)) and str(given).isdecimal():
             return int(given)
         names = (PurePosixPath(path.replace("\\", "/")).name for path in question.record.images)
         return next((self.numbers[name] for name in names if name in self.numbers), None)
@@ -139,6 +139,6 @@ def _field(row: Any, key: str, path: Path, where: str) -> Any:
 def _number(row: Any, key: str, path: Path, where: str) -> int:
     """The number of a picture; some writers make texts of them."""
     value = _field(row, key, path, where)
-    if not str(value).isdigit():
+    if not str(value).isdecimal():
         raise DataError(f"{path}: '{key}' of an entry of '{where}' is {value!r}, which is no picture's number")
     return int(value)
